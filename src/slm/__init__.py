@@ -3,4 +3,45 @@
 Importing this package loads no torch and sets nothing; each public name loads its module when first used.
 """
 
-__version__ = "0.1.0"
+from slm._version import __version__ as __version__
+
+# The public names and where they live; `__init__.pyi` tells the same to editors and type checkers.
+_HOMES = {
+    "DataConfig": "slm.config",
+    "ModelConfig": "slm.config",
+    "RunOptions": "slm.config",
+    "TrainConfig": "slm.config",
+    "UserError": "slm.config",
+    "LanguageModel": "slm.model.transformer",
+    "KVCache": "slm.model.kv_cache",
+    "WithLoss": "slm.model.loss",
+    "next_token_loss": "slm.model.loss",
+    "TextDataset": "slm.data.dataset",
+    "Tokenizer": "slm.data.tokenizer",
+    "make_tokenizer": "slm.data.tokenizer",
+    "History": "slm.training.loop",
+    "train_and_evaluate": "slm.training.loop",
+    "Run": "slm.run",
+    "load": "slm.run",
+    "stream": "slm.run",
+    "train": "slm.run",
+}
+_ROOMS = ("config", "data", "metrics", "model", "storage", "training")
+
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    """Loads the module of a public name when it is first used (PEP 562)."""
+    from importlib import import_module
+
+    if name in _HOMES:
+        value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+        return value
+    if name in _ROOMS:
+        return import_module(f"slm.{name}")
+    raise AttributeError(f"module 'slm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_ROOMS])

@@ -1,0 +1,7 @@
+"""The training loop, the optimizer, and what a run leaves behind."""
+
+from slm.config import TrainConfig
+from slm.training.loop import History, train_and_evaluate, train_step
+from slm.training.optimizer import learning_rate_at, make_optimizer
+
+__all__ = ["History", "TrainConfig", "learning_rate_at", "make_optimizer", "train_and_evaluate", "train_step"]

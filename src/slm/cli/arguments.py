@@ -1,0 +1,131 @@
+"""Flags made from the fields of `config.py`, and what every command shares: errors, exit codes, signals."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
+
+from slm._version import __version__
+from slm.config import FIELDS, UserError, kind_of
+from slm.settings import nearest
+
+TYPES: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
+OK, BUG, USER_ERROR, UPLOAD_MISSING = 0, 1, 2, 3
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser that takes `-` for `_` in flags, gives only what was set, and names the nearest flag."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            argument_default=argparse.SUPPRESS,
+            allow_abbrev=False,
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28, width=110),
+        )
+        self.add_argument("--version", action="version", version=f"slm {__version__}", help="Print the version.")
+
+    def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
+        """The settings that the arguments set; exits with 2 and one message where they cannot be understood."""
+        known, unknown = self.parse_known_args([_with_underscores(argument) for argument in arguments])
+        for argument in unknown:
+            name = argument.split("=")[0]
+            if name.startswith("-"):
+                flags = (flag for action in self._actions for flag in action.option_strings)
+                self.error(f"{name} is not a flag.{nearest(name, flags)} See {self.prog} --help.")
+            self.error(f"{argument!r} is not understood: every value follows a flag, as in --data {argument}.")
+        return vars(known)
+
+    def error(self, message: str) -> NoReturn:
+        """Prints one line to standard error and exits with 2."""
+        print(f"{self.prog}: error: {message}", file=sys.stderr)
+        raise SystemExit(USER_ERROR)
+
+
+def _with_underscores(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def add_fields(parser: Parser, names: Iterable[str], *, everything: bool) -> None:
+    """Adds a flag for each field, by group; those that are not everyday show in the help only with `everything`."""
+    groups: dict[str, Any] = {}
+    for name in names:
+        field = FIELDS[name]
+        group = groups.setdefault(field.metadata["group"], None) or parser.add_argument_group(field.metadata["group"])
+        groups[field.metadata["group"]] = group
+        help = field_help(field) if everything or field.metadata["everyday"] else argparse.SUPPRESS
+        if kind_of(field) == "bool":
+            group.add_argument(f"--{name}", action="store_const", const=True, help=help)
+            group.add_argument(f"--no_{name}", dest=name, action="store_const", const=False, help=argparse.SUPPRESS)
+        else:
+            kind = kind_of(field)
+            choices = field.metadata["choices"] or None
+            metavar = None if choices else kind.upper()
+            group.add_argument(f"--{name}", type=TYPES[kind], choices=choices, metavar=metavar, help=help)
+
+
+def field_help(field: dataclasses.Field[Any]) -> str:
+    """A field's help with its default."""
+    text = str(field.metadata["help"])
+    if field.default is True:
+        text += f" On by default; --no_{field.name} turns it off."
+    elif field.default is not None and field.default is not False:
+        text += f" ({field.default})"
+    return text.replace("%", "%%")
+
+
+class Interruption:
+    """Ctrl-C and SIGTERM turned into a request to stop after the current step; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._in_steps = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._receive)
+
+    @property
+    def exit_code(self) -> int:
+        """130 after Ctrl-C, 143 after SIGTERM, as shells count."""
+        return 128 + (self.signal or 0)
+
+    def should_stop(self) -> bool:
+        """True once a signal has come; asked by the training loop after each step."""
+        self._in_steps = True
+        return self.signal is not None
+
+    def _receive(self, number: int, frame: object) -> None:
+        at_once = self.signal is not None or not self._in_steps
+        self.signal = number
+        if at_once:
+            print("\nstopped at once; nothing more was saved.", file=sys.stderr)
+            raise SystemExit(self.exit_code)
+        print(
+            "\nstopping after this step, then evaluating and saving; once more to stop at once.",
+            file=sys.stderr,
+        )
+
+
+def run_command(prog: str, command: Callable[[], int]) -> int:
+    """The exit code of a command; a person's mistakes are printed in one line, without a traceback."""
+    warnings.showwarning = _show_warning
+    try:
+        return command()
+    except BrokenPipeError:
+        raise
+    except (UserError, OSError, MemoryError) as error:
+        print(f"{prog}: error: {error or 'out of memory'}", file=sys.stderr)
+        return USER_ERROR
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    if issubclass(category, UserWarning):
+        print(f"warning: {message}", file=sys.stderr)

@@ -1,0 +1,46 @@
+"""slm-train: train a small language model on a text."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from slm.cli.arguments import OK, UPLOAD_MISSING, USER_ERROR, Interruption, Parser, add_fields, run_command
+from slm.config import FIELDS
+from slm.settings import Settings, layered
+from slm.storage import files
+
+DESCRIPTION = "Train a small language model from scratch on your own text. Without --data, on random tokens."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Trains as the flags say; the exit code tells how it ended (docs: exit codes)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = make_parser(everything=any(a.replace("-", "_") == "__help_all" for a in arguments))
+    keys = parser.parse(arguments)
+    return run_command(parser.prog, lambda: _train(layered(keys, "flag")))
+
+
+def make_parser(*, everything: bool) -> Parser:
+    """The parser of slm-train; its help lists all flags with `everything`, else the everyday ones."""
+    parser = Parser("slm-train", DESCRIPTION)
+    parser.add_argument("--help_all", action="help", help="Show every flag, not only the everyday ones.")
+    add_fields(parser, FIELDS, everything=everything)
+    return parser
+
+
+def _train(settings: Settings) -> int:
+    for path in (settings.data.data, settings.data.val_data):
+        # Told before torch is loaded, which takes two seconds.
+        if path and path not in ("dummy", "python") and not files.is_remote(path) and not files.exists(path):
+            raise FileNotFoundError(f"{path} does not exist. Pass a file, a URL, or the built-in 'python' or 'dummy'.")
+    interruption = Interruption()
+    from slm.run import train_run
+
+    run = train_run(settings, should_stop=interruption.should_stop)
+    status = run.history.status if run.history else "finished"
+    if status == "interrupted":
+        return interruption.exit_code
+    if status == "diverged":
+        return USER_ERROR
+    return UPLOAD_MISSING if run.upload_error else OK

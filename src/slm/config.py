@@ -1,0 +1,326 @@
+"""Every setting: its name, default, rule and help, each written once.
+
+Four frozen dataclasses share one flat set of names. Command-line flags, `--help`, `config.toml`, the keywords of
+`slm.train` and the table of flags in the docs are all made from these fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class UserError(ValueError):
+    """A message that a person can act on. Commands print it without a traceback and exit with 2."""
+
+
+# The key is the wording of the error message: "dropout = 1.5: must be at least 0 and below 1".
+RULES: dict[str, Callable[[Any], bool]] = {
+    "at least 1": lambda value: value >= 1,
+    "at least 2": lambda value: value >= 2,
+    "above 0": lambda value: value > 0,
+    "0 or above": lambda value: value >= 0,
+    "at least 0 and below 1": lambda value: 0 <= value < 1,
+    "above 0 and below 1": lambda value: 0 < value < 1,
+}
+
+
+def setting(
+    default: T,
+    help: str,
+    *,
+    group: str,
+    rule: str | None = None,
+    choices: tuple[str, ...] = (),
+    everyday: bool = False,
+) -> T:
+    """A dataclass field that carries all that flags, help and checks need to know of it."""
+    metadata = {"help": help, "group": group, "rule": rule, "choices": choices, "everyday": everyday}
+    field: T = dataclasses.field(default=default, metadata=metadata)
+    return field
+
+
+def kind_of(field: dataclasses.Field[Any]) -> str:
+    """The field's type without its `| None`: "int", "float", "bool" or "str"."""
+    return str(field.type).removesuffix(" | None")
+
+
+def _converted(field: dataclasses.Field[Any], value: Any) -> Any:
+    """The value in the field's type (2 is a fine float), or a UserError that names the rule it breaks."""
+    kind = kind_of(field)
+    if value is None and str(field.type).endswith("| None"):
+        return None
+    if kind == "int" and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        value = int(value)
+    elif kind == "float" and isinstance(value, numbers.Real) and not isinstance(value, bool):
+        value = float(value)
+    elif (kind == "bool" and not isinstance(value, bool)) or (kind == "str" and not isinstance(value, str)):
+        raise UserError(f"{field.name} = {value!r}: must be a {kind}, not a {type(value).__name__}.")
+    elif kind in ("int", "float"):
+        raise UserError(f"{field.name} = {value!r}: must be a number ({kind}), not a {type(value).__name__}.")
+    rule, choices = field.metadata["rule"], field.metadata["choices"]
+    if kind == "float" and not math.isfinite(value):
+        raise UserError(f"{field.name} = {value!r}: must be a finite number.")
+    if rule and not RULES[rule](value):
+        raise UserError(f"{field.name} = {value!r}: must be {rule}.")
+    if choices and value not in choices:
+        raise UserError(f"{field.name} = {value!r}: must be one of {', '.join(choices)}.")
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Checked:
+    """Checks every field against its type and rule; subclasses add what concerns several fields."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _converted(field, getattr(self, field.name)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(_Checked):
+    """What a model is: changing any of it would break or alter a trained model. Stored in every checkpoint."""
+
+    vocab_size: int = setting(
+        10000,
+        "Size of the vocabulary. With --data it is an upper bound: the model gets what the tokenizer has.",
+        group="model",
+        rule="at least 2",
+        everyday=True,
+    )
+    embed_dim: int = setting(
+        128, "Width of the model: numbers per token.", group="model", rule="at least 1", everyday=True
+    )
+    num_heads: int = setting(
+        4,
+        "Attention heads in each layer; embed_dim must be a multiple.",
+        group="model",
+        rule="at least 1",
+        everyday=True,
+    )
+    num_layers: int = setting(2, "Transformer layers.", group="model", rule="at least 1", everyday=True)
+    hidden_dim: int = setting(
+        512, "Inner width of each feed-forward network.", group="model", rule="at least 1", everyday=True
+    )
+    max_seq_len: int = setting(
+        128,
+        "Tokens the model can look at, and the length of a window.",
+        group="model",
+        rule="at least 1",
+        everyday=True,
+    )
+    dropout: float = setting(
+        0.0,
+        "Share of activations dropped while training; try 0.1-0.2 when a small text is learned by heart.",
+        group="model",
+        rule="at least 0 and below 1",
+        everyday=True,
+    )
+    bias: bool = setting(True, "Bias terms in linear layers and layer norms.", group="model")
+    tie_embeddings: bool = setting(
+        False, "Use the token embedding as output layer too: fewer parameters.", group="model"
+    )
+    positions: str = setting(
+        "learned",
+        "How the model knows the order: a learned vector per position, or rotation of queries and keys.",
+        group="model",
+        choices=("learned", "rope"),
+    )
+    norm: str = setting("layernorm", "Normalisation layer.", group="model", choices=("layernorm", "rmsnorm"))
+    mlp: str = setting("gelu", "Feed-forward network.", group="model", choices=("gelu", "relu2", "swiglu"))
+    num_kv_heads: int | None = setting(
+        None,
+        "Key and value heads, shared by groups of query heads; default: num_heads.",
+        group="model",
+        rule="at least 1",
+    )
+    qk_norm: bool = setting(False, "Normalise each head's queries and keys.", group="model")
+    rope_base: float = setting(
+        10000.0, "Base of the rotation angles, for positions = rope.", group="model", rule="above 0"
+    )
+    norm_eps: float = setting(1e-5, "Added to the variance inside each norm.", group="model", rule="above 0")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.embed_dim % self.num_heads:
+            below = self.embed_dim - self.embed_dim % self.num_heads
+            near = [str(width) for width in (below, below + self.num_heads) if width]
+            raise UserError(
+                f"embed_dim = {self.embed_dim} is not a multiple of num_heads = {self.num_heads}: every head gets "
+                f"an equal share. Try embed_dim = {' or '.join(near)}."
+            )
+        if self.num_heads % self.kv_heads:
+            raise UserError(
+                f"num_heads = {self.num_heads} is not a multiple of num_kv_heads = {self.kv_heads}: every key head "
+                "serves an equal number of query heads."
+            )
+        if self.positions == "rope" and self.head_dim % 2:
+            raise UserError(
+                f"positions = 'rope' rotates pairs of numbers, but head_dim = embed_dim / num_heads = "
+                f"{self.head_dim} is odd. Choose another embed_dim or num_heads, or positions = 'learned'."
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """d: numbers per head."""
+        return self.embed_dim // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """K: key and value heads, num_heads unless num_kv_heads says otherwise."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable numbers in a LanguageModel of this configuration, in closed form."""
+        width, bias = self.embed_dim, int(self.bias)
+
+        def linear(inputs: int, outputs: int) -> int:
+            return inputs * outputs + bias * outputs
+
+        def norm(size: int) -> int:
+            return size * (1 + bias) if self.norm == "layernorm" else size
+
+        attention = 2 * linear(width, width) + 2 * linear(width, self.kv_heads * self.head_dim)
+        attention += 2 * norm(self.head_dim) * int(self.qk_norm)
+        num_up = 2 if self.mlp == "swiglu" else 1
+        mlp = num_up * linear(width, self.hidden_dim) + linear(self.hidden_dim, width)
+        embeddings = self.vocab_size * width * (1 if self.tie_embeddings else 2)
+        positions = self.max_seq_len * width if self.positions == "learned" else 0
+        return embeddings + positions + self.num_layers * (attention + mlp + 2 * norm(width)) + norm(width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(_Checked):
+    """The text and how it becomes tokens."""
+
+    data: str | None = setting(
+        None,
+        "Text to learn: a UTF-8 file or URL (gs://, s3://, https://, ...), or the built-in 'python' (sources of the "
+        "installed Python) or 'dummy' (random tokens, the default).",
+        group="data",
+        everyday=True,
+    )
+    val_data: str | None = setting(None, "Text to validate on, instead of the tail of --data.", group="data")
+    val_fraction: float = setting(
+        0.1, "Share of the text, at its end, kept for validation.", group="data", rule="above 0 and below 1"
+    )
+    tokenizer: str = setting(
+        "bpe",
+        "How text becomes tokens: 'bpe' (learned pieces of words), 'char', 'byte', or the path of a tokenizer.json.",
+        group="data",
+        everyday=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(_Checked):
+    """How the model learns."""
+
+    batch_size: int = setting(32, "Windows per step.", group="training", rule="at least 1", everyday=True)
+    micro_batch_size: int | None = setting(
+        None,
+        "Windows per forward and backward; smaller needs less memory and gives the same result. Default: batch_size.",
+        group="training",
+        rule="at least 1",
+    )
+    learning_rate: float = setting(1e-3, "Peak learning rate.", group="training", rule="above 0", everyday=True)
+    epochs: int = setting(5, "Passes over the training text.", group="training", rule="at least 1", everyday=True)
+    max_steps: int | None = setting(
+        None,
+        "End the run at this step, whatever the epochs: fewer or more.",
+        group="training",
+        rule="at least 1",
+        everyday=True,
+    )
+    seed: int = setting(
+        42, "Seed of weights, data order and dropout.", group="training", rule="0 or above", everyday=True
+    )
+    schedule: str = setting(
+        "linear",
+        "How the learning rate falls from its peak to min_learning_rate after the warm-up.",
+        group="optimizer",
+        choices=("linear", "cosine", "constant"),
+    )
+    warmup_steps: int | None = setting(
+        None,
+        "Steps in which the learning rate rises to its peak. Default: 100, or 5 % of the steps if that is less.",
+        group="optimizer",
+        rule="0 or above",
+    )
+    min_learning_rate: float = setting(0.0, "Learning rate at the last step.", group="optimizer", rule="0 or above")
+    weight_decay: float = setting(0.1, "AdamW's weight decay, on matrices only.", group="optimizer", rule="0 or above")
+    beta1: float = setting(0.9, "AdamW's decay of the mean gradient.", group="optimizer", rule="at least 0 and below 1")
+    beta2: float = setting(
+        0.99, "AdamW's decay of the mean squared gradient.", group="optimizer", rule="at least 0 and below 1"
+    )
+    max_grad_norm: float = setting(
+        1.0,
+        "Gradients longer than this are scaled down to it; 0 turns that off.",
+        group="optimizer",
+        rule="0 or above",
+    )
+    eval_every: int | None = setting(
+        None,
+        "Steps between evaluations, beside one at each epoch's end. Default: about 20 in a run.",
+        group="output",
+        rule="at least 1",
+    )
+    log_every: int = setting(10, "Steps between entries in metrics.jsonl.", group="output", rule="at least 1")
+    device: str = setting("auto", "Where to compute: auto, cpu, cuda, cuda:1, mps.", group="machine", everyday=True)
+    precision: str = setting(
+        "auto",
+        "Number format of matrix products; auto takes bf16 where the hardware is fast at it.",
+        group="machine",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        everyday=True,
+    )
+    threads: int | None = setting(None, "CPU threads. Default: torch's choice.", group="machine", rule="at least 1")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_learning_rate > self.learning_rate:
+            raise UserError(
+                f"min_learning_rate = {self.min_learning_rate} is above learning_rate = {self.learning_rate}, "
+                "the peak. Lower the one or raise the other."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(_Checked):
+    """What concerns this invocation only; never stored in a run's config.toml."""
+
+    model_dir: str | None = setting(
+        ".",
+        "Folder of the run, local or URL (gs://bucket/run); the model is saved there as model.pt.",
+        group="output",
+        everyday=True,
+    )
+    overwrite: bool = setting(
+        False,
+        "Move the run that model_dir already holds aside, to previous-1 in it.",
+        group="output",
+        everyday=True,
+    )
+    config: str | None = setting(
+        None,
+        "TOML file of settings, such as a run's config.toml; flags win over it.",
+        group="output",
+        everyday=True,
+    )
+    repeat: str | None = setting(
+        None, "Folder of a run to replay exactly, with every choice that it made.", group="output"
+    )
+    quiet: bool = setting(False, "Print only warnings and errors.", group="output", everyday=True)
+
+
+CONFIGS: tuple[type[_Checked], ...] = (DataConfig, ModelConfig, TrainConfig, RunOptions)
+FIELDS: dict[str, dataclasses.Field[Any]] = {
+    field.name: field for config in CONFIGS for field in dataclasses.fields(config)
+}

@@ -1,0 +1,70 @@
+"""Loss, perplexity, accuracy and bits per byte over a whole split, in constant memory.
+
+Shapes: B windows in a batch, T positions, V vocab_size.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from slm.data.batches import in_order
+from slm.model.loss import IGNORE_INDEX
+
+_POSITIONS_AT_ONCE = 8192
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset[Any],
+    *,
+    batch_size: int = 32,
+    bytes_per_token: Tensor | None = None,
+    autocast: AbstractContextManager[Any] | None = None,
+) -> dict[str, float]:
+    """val_loss (nats per token), val_accuracy (0-1) and val_perplexity over every target of the dataset.
+
+    With bytes_per_token (V,), also val_bits_per_byte: all nats, in bits, over all bytes predicted, so that models with
+    different tokenizers compare. Items are read in order and nothing is drawn at random. The model is left in the
+    mode it was in, on the device it was on.
+    """
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    was_training = model.training
+    model.eval()
+    nats, correct, count, num_bytes = 0.0, 0, 0, 0
+    try:
+        for tokens, targets in in_order(dataset, batch_size):
+            tokens, targets = tokens.to(device), targets.to(device)
+            with autocast or nullcontext():
+                logits = model(tokens).flatten(0, -2).float()  # (B*T, V)
+            targets = targets.flatten()  # (B*T,)
+            valid = targets != IGNORE_INDEX
+            # A window's sum in float32 is exact to 7 digits; the sum over windows is kept in a float64.
+            nats += F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum").item()
+            correct += int((logits.argmax(dim=-1) == targets).sum().item())
+            count += int(valid.sum().item())
+            if bytes_per_token is not None:
+                num_bytes += int(bytes_per_token[targets[valid].cpu()].sum().item())
+    finally:
+        model.train(was_training)
+    loss = nats / count if count else math.nan
+    metrics = {
+        "val_loss": loss,
+        "val_accuracy": correct / count if count else math.nan,
+        "val_perplexity": math.exp(loss) if loss < 700 else math.inf,
+    }
+    if num_bytes:
+        metrics["val_bits_per_byte"] = nats / math.log(2) / num_bytes
+    return metrics
+
+
+def evaluation_batch_size(train_batch_size: int, window: int) -> int:
+    """Windows per forward without gradients: up to four times those of a training step, which holds far more memory."""
+    return max(train_batch_size, min(4 * train_batch_size, _POSITIONS_AT_ONCE // max(window, 1)))

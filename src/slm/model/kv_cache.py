@@ -1,0 +1,26 @@
+"""The keys and values that a model has computed so far, so that generating a token costs one position, not all."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class KVCache:
+    """Keys and values of each layer, (B, K, S, d); empty until a model is called with it."""
+
+    def __init__(self, num_layers: int) -> None:
+        self._layers: list[tuple[Tensor, Tensor] | None] = [None] * num_layers
+
+    def length(self, layer: int = 0) -> int:
+        """S: the positions that this layer has seen."""
+        held = self._layers[layer]
+        return held[0].size(2) if held else 0
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values of a layer, (B, K, S, d), after adding those of T new positions, (B, K, T, d)."""
+        held = self._layers[layer]
+        if held:
+            k, v = torch.cat((held[0], k), dim=2), torch.cat((held[1], v), dim=2)
+        self._layers[layer] = (k, v)
+        return k, v

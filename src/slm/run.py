@@ -1,0 +1,323 @@
+"""Run, train, load, stream: what a notebook holds in its hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from slm.config import DataConfig, ModelConfig, TrainConfig, UserError
+from slm.data.batches import Batches, stream_seed
+from slm.data.prepare import PreparedData, prepare_data
+from slm.data.sources import BUILT_IN
+from slm.data.tokenizer import TOKENIZERS, Tokenizer
+from slm.display import Display
+from slm.model.generation import stream_tokens
+from slm.model.transformer import LanguageModel
+from slm.settings import Settings, flat, layered, read_table
+from slm.storage import checkpoint, files
+from slm.training.device import Machine, check_memory, choose_device, choose_machine, seeded
+from slm.training.loop import History, Record, resolve, train_and_evaluate
+from slm.training.saving import MODEL, RunFolder, pack_model, unpack_model, versions
+
+FEW_STEPS = 100
+_SAMPLE_TOKENS = 120
+
+
+@dataclass
+class Run:
+    """A trained model with its tokenizer, settings and metrics."""
+
+    model: LanguageModel
+    tokenizer: Tokenizer | None
+    metrics: Record  # of the evaluation at which the model was saved
+    asked: dict[str, Any] = field(default_factory=dict)  # what somebody set
+    resolved: dict[str, Any] = field(default_factory=dict)  # what every setting became
+    made_with: dict[str, Any] = field(default_factory=dict)  # versions and the data's fingerprint
+    history: History | None = None  # None for a run that was loaded
+    upload_error: str | None = None
+
+    @property
+    def step(self) -> int:
+        """The step of the model's weights."""
+        return int(self.metrics.get("step", 0))
+
+    def generate(
+        self,
+        prompt: str = "",
+        *,
+        max_new_tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int | None = 50,
+        seed: int | None = None,
+    ) -> str:
+        """The prompt and the text that the model writes after it; see `stream` for the arguments."""
+        pieces = stream(self, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed)
+        return prompt + "".join(pieces)
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Writes model.pt, config.toml and metrics.jsonl to a folder or URL that holds no run yet.
+
+        overwrite moves a run that is there aside. Raises UserError and OSError.
+        """
+        folder = RunFolder(os.fspath(path), overwrite=overwrite)
+        folder.begin(self.asked, self.resolved, self.made_with)
+        for record in self.history.records if self.history else [self.metrics]:
+            folder.log(record)
+        folder.save_model(self._packed())
+        folder.finish()
+        if folder.upload_error:
+            raise OSError(folder.upload_error)
+
+    def _packed(self) -> dict[str, Any]:
+        packed = pack_model(self.model, self.model.state_dict(), self.tokenizer, self.metrics)
+        return packed | {"asked": self.asked, "resolved": self.resolved, "made_with": self.made_with}
+
+    def __repr__(self) -> str:
+        loss = f", val_loss {self.metrics['val_loss']:.4f}" if "val_loss" in self.metrics else ""
+        return f"<slm.Run: {self.model.config.num_parameters:,} parameters, step {self.step}{loss}>"
+
+
+def stream(
+    run: Run,
+    prompt: str = "",
+    *,
+    max_new_tokens: int = 200,
+    temperature: float = 0.8,
+    top_k: int | None = 50,
+    seed: int | None = None,
+) -> Iterator[str]:
+    """Pieces of the text that the model writes after the prompt, without the prompt.
+
+    temperature: 0 always takes the likeliest token, higher is wilder. top_k: choose among so many likeliest, None
+    among all. seed: the same seed gives the same text; None draws anew. Raises UserError for a run without a
+    tokenizer (the dummy data has none) and for arguments that make no sense.
+    """
+    from tokenizers.decoders import DecodeStream
+
+    if run.tokenizer is None:
+        raise UserError("this model was trained on random dummy tokens and has no tokenizer, so it cannot write text.")
+    ids = run.tokenizer.encode(prompt) or [run.tokenizer.end_id or 0]
+    tokens = stream_tokens(
+        run.model,
+        torch.tensor(ids),
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        seed=seed,
+    )
+    decoder = DecodeStream(skip_special_tokens=True)
+    for token in tokens:
+        if piece := decoder.step(run.tokenizer.backend, token):
+            yield piece
+
+
+def load(path: str | os.PathLike[str]) -> Run:
+    """The run in a folder or at a URL, or of one model.pt. Raises UserError and OSError; no code in it is run."""
+    path = os.fspath(path)
+    files.check_path(path)
+    if not path.endswith(".pt"):
+        path = files.join(path, MODEL)
+    content = checkpoint.load_file(path)
+    model, tokenizer = unpack_model(content, path)
+    model.eval()
+    asked, resolved, made_with = (dict(content.get(name, {})) for name in ("asked", "resolved", "made_with"))
+    return Run(model, tokenizer, dict(content["metrics"]), asked, resolved, made_with)
+
+
+def train(
+    data: str | os.PathLike[str] | Iterable[str] | None = None,
+    *,
+    on_log: Callable[[Record], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    **settings: Any,
+) -> Run:
+    """Trains a model on a file, URL, built-in corpus or list of texts, and returns the run.
+
+    A str is a path, a URL or a built-in name ("python", "dummy", the default); literal text goes in a list.
+    `settings` are those of `slm-train --help_all`, by the same names. Nothing is written unless model_dir is given.
+    on_log is given each record of metrics.jsonl as a dict; should_stop is asked after each step. The stop button of a
+    notebook ends training and returns the run so far. Raises UserError and OSError.
+    """
+    keys: dict[str, Any] = {name: _plain(value) for name, value in settings.items()}
+    texts = None
+    if isinstance(data, str | os.PathLike):
+        keys["data"] = os.fspath(data)
+    elif data is not None:
+        texts = data
+    keys.setdefault("model_dir", None)
+    return train_run(layered(keys, "keyword"), texts, on_log=on_log, should_stop=should_stop)
+
+
+def _plain(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def train_run(
+    settings: Settings,
+    texts: Iterable[str] | None = None,
+    *,
+    on_log: Callable[[Record], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Run:
+    """The run that resolved settings describe: what both `train` and `slm-train` call."""
+    options = settings.options
+    display = Display(quiet=options.quiet)
+    folder = RunFolder(options.model_dir, overwrite=options.overwrite) if options.model_dir else None
+    device, _ = choose_device(settings.train.device)
+    data = prepare_data(
+        settings.data,
+        texts,
+        vocab_size=settings.model.vocab_size,
+        max_seq_len=settings.model.max_seq_len,
+        seed=settings.train.seed,
+        on_status=display.status,
+    )
+    model_config = _fit_vocabulary(settings, data)
+    made_with = {**versions(), "data_fingerprint": data.fingerprint}
+    _check_repeat(settings, made_with)
+    batches = Batches(data.train_dataset, settings.train.batch_size, settings.train.seed)
+    micro_batch_size = settings.train.micro_batch_size or settings.train.batch_size
+    memory = check_memory(model_config, micro_batch_size, data.train_dataset.window, device)
+    with seeded(device, stream_seed("weights", settings.train.seed)):
+        model = LanguageModel(model_config)
+    machine = choose_machine(settings.train, model, next(batches.epoch(0)))
+    config = resolve(settings.train, len(batches), machine)
+    resolved = flat(settings.data, model_config, config) | _absolute(settings.data)
+    display.header(_header(settings, data, model_config, config, machine, len(batches), memory))
+    _warn(settings, data, config)
+
+    run = Run(model, data.tokenizer, {}, settings.asked(), resolved, made_with)
+    if folder:
+        folder.begin(run.asked, resolved, made_with)
+        folder.info = {"asked": run.asked, "resolved": resolved, "made_with": made_with}
+    with display.live(config.max_steps or 0) as show:
+        run.history = train_and_evaluate(
+            model,
+            data.train_dataset,
+            data.val_dataset,
+            config,
+            tokenizer=data.tokenizer,
+            model_dir=folder,
+            on_log=_both(show, on_log),
+            should_stop=should_stop,
+        )
+    run.metrics = dict(run.history.best or {})
+    run.upload_error = folder.upload_error if folder else None
+    _finish(run, display, options.model_dir)
+    return run
+
+
+def _both(first: Callable[[Record], None], second: Callable[[Record], None] | None) -> Callable[[Record], None]:
+    def call(record: Record) -> None:
+        first(record)
+        if second:
+            second(record)
+
+    return call
+
+
+def _fit_vocabulary(settings: Settings, data: PreparedData) -> ModelConfig:
+    """The model's configuration with the vocabulary that the tokenizer really has."""
+    if "vocab_size" in settings.origins and data.vocab_size > settings.model.vocab_size:
+        raise UserError(
+            f"vocab_size = {settings.model.vocab_size}, but the tokenizer {settings.data.tokenizer!r} has "
+            f"{data.vocab_size} tokens. Leave vocab_size out, or take --tokenizer bpe, which keeps to it."
+        )
+    return dataclasses.replace(settings.model, vocab_size=data.vocab_size)
+
+
+def _check_repeat(settings: Settings, made_with: dict[str, Any]) -> None:
+    """Refuses to repeat a run on other data; another version of torch or Python is a warning."""
+    repeat = settings.options.repeat
+    if repeat is None:
+        return
+    then = read_table(repeat, "made_with")
+    if then.get("data_fingerprint") != made_with["data_fingerprint"]:
+        raise UserError(
+            f"the run in {repeat} was trained on other data than {settings.data.data or 'the dummy data'} holds now, "
+            "so it cannot be repeated. Bring the data back, or start a new run with config."
+        )
+    for name in ("slm", "torch", "platform"):
+        if then.get(name) != made_with[name]:
+            warnings.warn(
+                f"the run in {repeat} was made with {name} {then.get(name)}, this one with {made_with[name]}: "
+                "losses may differ in the last digits.",
+                stacklevel=2,
+            )
+
+
+def _absolute(config: DataConfig) -> dict[str, Any]:
+    """The settings that name local files, made absolute, so that a run can be repeated from another folder."""
+    names = {"data": BUILT_IN, "val_data": BUILT_IN, "tokenizer": TOKENIZERS}
+    paths = {name: getattr(config, name) for name, built_in in names.items() if getattr(config, name) not in built_in}
+    return {name: os.path.abspath(path) for name, path in paths.items() if path and not files.is_remote(path)}
+
+
+def _warn(settings: Settings, data: PreparedData, config: TrainConfig) -> None:
+    for part, dataset in (("training", data.train_dataset), ("validation", data.val_dataset)):
+        if dataset.window < settings.model.max_seq_len:
+            warnings.warn(
+                f"the {part} part has only {len(dataset.tokens)} tokens: its windows are shortened from "
+                f"{settings.model.max_seq_len} to {dataset.window}.",
+                stacklevel=3,
+            )
+    if data.tokenizer and (config.max_steps or 0) < FEW_STEPS:
+        warnings.warn(
+            f"only {config.max_steps} steps: too few to learn much. Raise --epochs or --max_steps, or lower "
+            f"--batch_size (now {config.batch_size}).",
+            stacklevel=3,
+        )
+
+
+def _header(
+    settings: Settings,
+    data: PreparedData,
+    model: ModelConfig,
+    config: TrainConfig,
+    machine: Machine,
+    steps_per_epoch: int,
+    memory: int,
+) -> dict[str, str]:
+    """What the run is about to do and why, row by row."""
+    num_train, num_val = len(data.train_dataset.tokens), len(data.val_dataset.tokens)
+    if data.tokenizer:
+        per_token = data.num_bytes / (num_train + num_val)
+        told = f"{data.name}: {data.num_bytes:,} bytes, {num_train + num_val:,} tokens of {per_token:.2f} bytes"
+    else:
+        told = (
+            f"{data.name}: {num_train + num_val:,} random tokens, which cannot be learned; "
+            f"expect a loss of ln({model.vocab_size}) = {math.log(model.vocab_size):.3f}"
+        )
+    total_steps = config.max_steps or 0
+    positions = config.batch_size * data.train_dataset.window
+    epochs = total_steps / steps_per_epoch
+    return {
+        "data": told,
+        "validation": f"{data.split}: {num_val:,} tokens",
+        "tokenizer": f"{settings.data.tokenizer}, vocabulary {model.vocab_size:,}" if data.tokenizer else "none",
+        "model": f"{model.num_layers} layers x {model.embed_dim}, {model.num_parameters:,} parameters, "
+        f"windows of {model.max_seq_len}",
+        "machine": f"{machine.why}; about {memory / 1e9:.2f} GB of memory",
+        "steps": f"{total_steps:,} of {positions:,} tokens: {epochs:.3g} epochs of {steps_per_epoch:,} steps",
+        "saved in": settings.options.model_dir or "memory only; run.save(path) writes it",
+    }
+
+
+def _finish(run: Run, display: Display, model_dir: str | None) -> None:
+    """The sample, where the model is, and what went wrong."""
+    history = run.history
+    assert history is not None
+    if history.status == "diverged":
+        warnings.warn(history.message, stacklevel=3)
+    if run.metrics and run.tokenizer:
+        display.sample(run.generate("\n", max_new_tokens=_SAMPLE_TOKENS, seed=0).strip())
+    if run.upload_error:
+        warnings.warn(run.upload_error, stacklevel=3)
+    display.summary(run.metrics, history, files.join(model_dir, MODEL) if model_dir else None)

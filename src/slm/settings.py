@@ -1,0 +1,118 @@
+"""Layers of settings merged into one resolved configuration that knows where each value came from."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from slm.config import CONFIGS, FIELDS, DataConfig, ModelConfig, RunOptions, TrainConfig, UserError
+from slm.storage import files
+
+# The first line of every config.toml that a run writes; a folder whose config.toml has it belongs to a run.
+MARKER = "# A run of slm. `slm-train --config FILE` asks for the same; `--repeat FOLDER` replays [resolved]."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The four configurations of a run, and for each name the layer that set it ("default" if none did)."""
+
+    data: DataConfig
+    model: ModelConfig
+    train: TrainConfig
+    options: RunOptions
+    origins: Mapping[str, str]
+
+    def asked(self) -> dict[str, Any]:
+        """What somebody set, by name, without what concerns one invocation only."""
+        options = {field.name for field in dataclasses.fields(RunOptions)}
+        values = flat(self.data, self.model, self.train)
+        return {name: values[name] for name in self.origins if name not in options and values[name] is not None}
+
+
+def flat(*configs: DataConfig | ModelConfig | TrainConfig | RunOptions) -> dict[str, Any]:
+    """The fields of several configurations as one dict."""
+    return {name: value for config in configs for name, value in dataclasses.asdict(config).items()}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """ " Did you mean x?", or nothing when no known name is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def merge(layers: Mapping[str, Mapping[str, Any]]) -> Settings:
+    """The settings that result when each layer, in order, overrides those before it.
+
+    `layers` maps a layer's name ("config.toml", "flag", "keyword") to the keys that it sets. Raises UserError
+    for an unknown name or a value that breaks its rule.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for layer, keys in layers.items():
+        for name, value in keys.items():
+            if name not in FIELDS:
+                raise UserError(f"{name} is not a setting ({layer}).{nearest(name, FIELDS)}")
+            values[name], origins[name] = value, layer
+
+    def build(config: type[Any]) -> Any:
+        return config(**{f.name: values[f.name] for f in dataclasses.fields(config) if f.name in values})
+
+    data, model, train, options = (build(config) for config in CONFIGS)
+    return Settings(data=data, model=model, train=train, options=options, origins=origins)
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """The tables of a TOML file, local or URL. Raises UserError where it is not valid TOML."""
+    try:
+        return tomllib.loads(files.read_bytes(path).decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a valid TOML file: {error}.") from error
+
+
+def layered(keys: Mapping[str, Any], layer: str) -> Settings:
+    """The settings of a run: `keys` as one layer, over the config file or the repeated run that they name.
+
+    Raises UserError where `repeat` comes with anything that would make the run another one.
+    """
+    repeat, config = keys.get("repeat"), keys.get("config")
+    if repeat is not None:
+        options = {field.name for field in dataclasses.fields(RunOptions)} - {"config"}
+        if others := sorted(set(keys) - options):
+            raise UserError(
+                f"repeat replays a run exactly and takes no other settings; drop {', '.join(others)}, or use "
+                f"config = {files.join(repeat, 'config.toml')!r} to change some."
+            )
+        return merge({f"repeat {repeat}": read_table(repeat, "resolved"), layer: keys})
+    if config is not None:
+        return merge({config: read_config(config), layer: keys})
+    return merge({layer: keys})
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """The settings that a config.toml asks for: its top level, without what a run adds to it."""
+    return {name: value for name, value in read_toml(path).items() if name not in ("resolved", "made_with")}
+
+
+def read_table(folder: str, table: str) -> dict[str, Any]:
+    """A table of a run's config.toml: "resolved", what each setting became, or "made_with", versions and data."""
+    path = files.join(folder, "config.toml")
+    found = read_toml(path).get(table)
+    if not isinstance(found, dict):
+        raise UserError(f"{path} has no [{table}] table, so there is no run to repeat in {folder}.")
+    return found
+
+
+def write_config(asked: Mapping[str, Any], resolved: Mapping[str, Any], made_with: Mapping[str, Any]) -> bytes:
+    """The bytes of a run's config.toml; settings that are None are left out."""
+    import tomli_w
+
+    tables = {"resolved": _present(resolved), "made_with": _present(made_with)}
+    return f"{MARKER}\n{tomli_w.dumps({**_present(asked), **tables})}".encode()
+
+
+def _present(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,65 @@
+"""Dicts of tensors and plain Python values <-> files, written whole or not at all; knows no class of slm."""
+
+from __future__ import annotations
+
+import pickle
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slm.config import UserError
+from slm.storage import files
+
+FORMAT = "slm"
+FORMAT_VERSION = 1
+
+
+def save_file(path: str, content: dict[str, Any]) -> None:
+    """Writes a dict of tensors, numbers, strings, lists and dicts as one local .pt file, whole or not at all."""
+    with files.replace_file(path) as temporary:
+        torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **content}, temporary)
+
+
+def load_file(path: str) -> dict[str, Any]:
+    """What `save_file` wrote, from a local file or URL, with all tensors on the CPU.
+
+    No code in the file is ever run. Raises UserError where the file is not one of ours, is damaged, or was written
+    by a newer slm, and OSError where it cannot be read.
+    """
+    if files.is_remote(path):
+        with tempfile.TemporaryDirectory(prefix="slm-") as folder:
+            local = str(Path(folder) / "download.pt")
+            files.download(path, local)
+            return _load_local(local, path)
+    return _load_local(path, path)
+
+
+def _load_local(local: str, path: str) -> dict[str, Any]:
+    if not Path(local).is_file():
+        raise FileNotFoundError(f"{path} does not exist or is not a file.")
+    if not zipfile.is_zipfile(local):
+        raise UserError(f"{path} is not a model of slm, or it is cut short. Copy it again from where it was made.")
+    try:
+        content = torch.load(local, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} was not written by slm: it holds more than tensors and plain values, and nothing in it was run."
+        ) from error
+    except (RuntimeError, ValueError, KeyError, EOFError, zipfile.BadZipFile, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged: {_first_line(error)}. Copy it again from where it was made.") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{path} is a PyTorch file, but not a model that slm saved.")
+    version = content.get("format_version")
+    if not isinstance(version, int) or version < 1:
+        raise UserError(f"{path} is damaged: its format_version is {version!r}.")
+    if version > FORMAT_VERSION:
+        raise UserError(f"{path} has format_version {version}, and this slm reads up to {FORMAT_VERSION}: upgrade slm.")
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,427 @@
+"""Google Cloud Storage: verified uploads and downloads, a start-up check, errors that name the cure.
+
+Transfers use google-cloud-storage, whose checksums the server compares; gcsfs verifies nothing and serves only
+streams. A name is written only while it is what we last saw of it (its generation), so two processes cannot
+silently replace each other's files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from slm.storage.files import ExistsError, MissingError, StorageError, explaining, replace_file
+
+CHUNK_BYTES = 32 * 2**20  # an upload keeps about two of these in memory and waits one round trip for each
+ATTEMPTS = 3
+CONNECT_SECONDS = 10.0
+ANSWER_SECONDS = 120.0  # longest silence during a transfer
+RETRY_SECONDS = 120.0  # no new try of a transfer after this
+CHECK_ANSWER_SECONDS = 10.0  # the same two for short questions, asked before a training starts
+CHECK_RETRY_SECONDS = 20.0
+FIRST_WAIT_SECONDS = 1.0  # before the second try; doubled each time
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
+_MAX_NAME_BYTES = 1024
+_SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
+
+
+def split(url: str) -> tuple[str, str]:
+    """(bucket, name) of gs://bucket/name, the name "" for the bucket's root; ValueError for a malformed URL."""
+    rest = url.removeprefix("gs://")
+    bucket, _, name = rest.removesuffix("/").partition("/")
+    if rest == url or not _BUCKET.fullmatch(bucket):
+        raise ValueError(
+            f"The URL {url!r} has the bucket name {bucket!r}: a bucket is 3 to 63 characters of a-z 0-9 . _ - that "
+            "begin and end with a letter or digit, as in gs://my-bucket/folder."
+        )
+    if rest.endswith("//") or any(part in ("", ".", "..") for part in name.split("/")[: len(name)]):
+        raise ValueError(f"The URL {url!r} has an empty part, '.' or '..' between its slashes: remove that part.")
+    if len(name.encode("utf-8", "replace")) > _MAX_NAME_BYTES or re.search("[\ud800-\udfff]", name):
+        raise ValueError(f"The URL {url!r} is too long or not Unicode: use a name of {_MAX_NAME_BYTES} bytes or less.")
+    return bucket, name
+
+
+def _object_name(url: str) -> str:
+    """The object's name; ValueError for a URL that can only be a folder."""
+    _, name = split(url)
+    if not name or url.endswith("/"):
+        raise ValueError(f"The URL {url!r} names a folder: add the name of a file.")
+    return name
+
+
+@functools.lru_cache(maxsize=1)
+def _credentials() -> tuple[Any, str | None]:
+    """The credentials of this machine and their project; the look-up takes 0.1 to 12 seconds, so once."""
+    import google.auth
+
+    credentials, project = google.auth.default(scopes=[_SCOPE])
+    return credentials, project
+
+
+def _emulated() -> bool:
+    return bool(os.environ.get("STORAGE_EMULATOR_HOST"))
+
+
+@contextlib.contextmanager
+def _bucket(url: str) -> Iterator[Any]:
+    """Yields the bucket of `url`; whatever the client raises in the block becomes a StorageError about `url`."""
+    bucket, _ = split(url)
+    with _explaining_network(url):
+        from google.cloud import storage
+
+        credentials, project = (None, None) if _emulated() else _credentials()
+        client = storage.Client(project=project, credentials=credentials)
+        client._http.hooks["response"].append(_read_refusal)
+        try:
+            yield client.bucket(bucket)
+        finally:
+            client._http.close()  # Client.close() is younger than our oldest supported version
+
+
+def _read_refusal(answer: Any, **_: Any) -> None:
+    """Reads the body of a refusal, which the client forgets on a download, leaving the connection open."""
+    if not answer.ok:
+        _ = answer.content
+
+
+@contextlib.contextmanager
+def _explaining_network(url: str) -> Iterator[None]:
+    try:
+        yield
+    except StorageError:
+        raise
+    except Exception as error:
+        told = explain(error, url)
+        if told is None:
+            raise
+        raise told from error
+
+
+def _limits(answer_seconds: float, retry_seconds: float) -> dict[str, Any]:
+    """The arguments `timeout` and `retry` of every request: none waits for ever."""
+    from google.cloud.storage.retry import DEFAULT_RETRY
+
+    retry = DEFAULT_RETRY.with_timeout(retry_seconds).with_delay(initial=FIRST_WAIT_SECONDS)
+    return {"timeout": (CONNECT_SECONDS, answer_seconds), "retry": retry}
+
+
+def _short() -> dict[str, Any]:
+    return _limits(CHECK_ANSWER_SECONDS, CHECK_RETRY_SECONDS)
+
+
+def _patient() -> dict[str, Any]:
+    return _limits(ANSWER_SECONDS, RETRY_SECONDS)
+
+
+def explain(error: BaseException, url: str) -> StorageError | None:
+    """The error for the user in place of one of the client's, or None when `error` is not about storage."""
+    import http.client
+
+    import requests
+    import urllib3
+    from google.api_core import exceptions as api
+    from google.auth import exceptions as auth
+    from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
+
+    if isinstance(error, api.RetryError) and error.cause is not None:
+        return explain(error.cause, url)
+    if isinstance(error, auth.DefaultCredentialsError):
+        return StorageError(
+            f"Cannot use {url}: this machine has no Google credentials. Run `gcloud auth application-default login`, "
+            "or set GOOGLE_APPLICATION_CREDENTIALS to the key file of a service account."
+        )
+    if isinstance(error, auth.TransportError | requests.RequestException | urllib3.exceptions.HTTPError) or (
+        isinstance(error, http.client.HTTPException | TimeoutError | ConnectionError)
+    ):
+        return StorageError(
+            f"Cannot use {url}: no answer from Google Cloud Storage. Check the network, the proxy and the firewall, "
+            f"then try again. ({_short_text(error)})"
+        )
+    if isinstance(error, auth.GoogleAuthError | api.Unauthorized):
+        _credentials.cache_clear()  # a new login must count without a new process
+        return StorageError(
+            f"Cannot use {url}: Google refused the credentials (401); they may have expired. Run `gcloud auth "
+            f"application-default login` again. ({_short_text(error)})"
+        )
+    if isinstance(error, DataCorruption):
+        return StorageError(f"Cannot use {url}: the bytes were damaged on the way, {ATTEMPTS} times. Try again.")
+    if isinstance(error, api.GoogleAPICallError | InvalidResponse):
+        return _explain_answer(error, url)
+    return _explain_local(error, url)
+
+
+def _explain_answer(error: Any, url: str) -> StorageError:
+    """The error for an HTTP answer: what the code means here, the cure, and the server's own words."""
+    bucket = split(url)[0]
+    code = int(getattr(error, "code", None) or error.response.status_code)
+    words = _short_text(error)
+    if code == 403:
+        return StorageError(
+            f"Cannot use {url}: Google refused permission (403). Give this account the role roles/storage.objectAdmin "
+            f"on the bucket: `gcloud storage buckets add-iam-policy-binding gs://{bucket} --member=user:YOU@EXAMPLE.COM "
+            f"--role=roles/storage.objectAdmin`. ({words})"
+        )
+    if code == 404 and "bucket" in words.lower():
+        return MissingError(
+            f"Cannot use {url}: there is no bucket {bucket!r} (404). Check the spelling, or create it: "
+            f"`gcloud storage buckets create gs://{bucket}`."
+        )
+    if code == 404:
+        return _missing(url)
+    if code == 429 or code >= 500:
+        return StorageError(
+            f"Cannot use {url}: Google Cloud Storage is busy or failing ({code}), also after retries. Try again later; "
+            f"https://status.cloud.google.com tells of outages. ({words})"
+        )
+    return StorageError(f"Cannot use {url}: Google Cloud Storage refused the request ({code}): {words}.")
+
+
+def _explain_local(error: BaseException, url: str) -> StorageError | None:
+    if not isinstance(error, OSError):
+        return None
+    try:
+        with explaining(str(error.filename or url), "transfer"):
+            raise error
+    except StorageError as told:
+        return told
+
+
+def _missing(url: str) -> MissingError:
+    parent = url.rstrip("/").rpartition("/")[0]
+    return MissingError(f"There is no object {url}; `gcloud storage ls {parent}/` lists what is there.")
+
+
+def _short_text(error: BaseException) -> str:
+    """The server's first line, cut to what fits on a terminal."""
+    text = str(getattr(error, "message", "") or error)
+    return " ".join(text.split())[:300].rstrip(".")
+
+
+def _look(bucket: Any, name: str, limits: dict[str, Any]) -> Any:
+    """The object's metadata (generation, size, crc32c) as they are now, or None."""
+    return bucket.get_blob(name, **limits)
+
+
+def exists(url: str) -> bool:
+    """True when there is an object of that name or one whose name begins with it and a slash."""
+    _, name = split(url)
+    with _bucket(url) as bucket:
+        if name and not url.endswith("/") and _look(bucket, name, _short()) is not None:
+            return True
+    return is_folder(url)
+
+
+def is_folder(url: str) -> bool:
+    """True for a bucket, and for a name that others continue after a slash."""
+    from google.api_core.exceptions import NotFound
+
+    _, name = split(url)
+    with _bucket(url) as bucket:
+        found = bucket.list_blobs(prefix=f"{name}/" if name else "", max_results=1, **_short())
+        try:
+            return any(True for _ in found) or not name
+        except NotFound:  # the bucket itself
+            return False
+
+
+def list_names(url: str) -> list[str]:
+    """The names directly under a folder, or [] when there is none."""
+    from google.api_core.exceptions import NotFound
+
+    _, name = split(url)
+    prefix = f"{name}/" if name else ""
+    with _bucket(url) as bucket:
+        found = bucket.list_blobs(prefix=prefix, delimiter="/", **_short())
+        try:
+            objects = [blob.name for blob in found]
+        except NotFound:
+            return []
+        names = {full[len(prefix) :].removesuffix("/") for full in [*objects, *found.prefixes]}
+        return sorted(names - {""})  # "" is the object that some tools make to show an empty folder
+
+
+def check_access(url: str) -> list[str]:
+    """Notes for the user, most often none, once listing, writing and deleting under `url` were tried.
+
+    Takes seconds, also when something is wrong; then it raises the StorageError that names the cure.
+    """
+    from google.api_core import exceptions as api
+
+    _, name = split(url)
+    prefix = f"{name}/" if name else ""
+    with _bucket(url) as bucket:
+        list(bucket.list_blobs(prefix=prefix, max_results=1, **_short()))
+        probe = bucket.blob(f"{prefix}.slm-write-check-{os.urandom(6).hex()}")
+        # 412: an answer was lost, the retry met our own object; nobody else knows this name.
+        with contextlib.suppress(api.PreconditionFailed):
+            probe.upload_from_string(b"", if_generation_match=0, checksum="crc32c", **_short())
+        try:
+            probe.delete(**_short())
+        except api.NotFound:
+            return []
+        except api.GoogleAPIError as error:
+            where = f"gs://{bucket.name}/{probe.name}"
+            return [f"{url} takes files but does not delete them, so the empty {where} stays. {explain(error, where)}"]
+    return []
+
+
+def _fingerprint(path: str) -> tuple[int, str]:
+    """(size, crc32c) of a local file, the checksum in the base64 form that the server uses."""
+    import base64
+
+    import google_crc32c
+
+    checksum: Any = google_crc32c.Checksum()  # type: ignore[no-untyped-call]
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            checksum.update(block)
+        return file.tell(), base64.b64encode(checksum.digest()).decode()
+
+
+def _is(blob: Any, ours: tuple[int, str]) -> bool:
+    return blob is not None and (blob.size, blob.crc32c) == ours
+
+
+def upload(local_path: str, url: str, *, overwrite: bool = False) -> None:
+    """Afterwards `url` holds the file's bytes, as the server's checksum says; ExistsError if other bytes are there.
+
+    Bytes that are there already are a success. An object that changes during the call is an error: another
+    process writes the same name.
+    """
+    import requests
+    from google.api_core import exceptions as api
+    from google.cloud.storage.exceptions import DataCorruption
+
+    name = _object_name(url)
+    with explaining(local_path, "read"):
+        ours = _fingerprint(local_path)
+    with _bucket(url) as bucket:
+        seen = _look(bucket, name, _patient())
+        if _is(seen, ours):
+            return
+        if seen is not None and not overwrite:
+            raise ExistsError(f"{url} exists with other content; choose another name or allow overwriting.")
+        for attempt in range(1, ATTEMPTS + 1):
+            generation = 0 if seen is None else seen.generation
+            try:
+                blob = bucket.blob(name, chunk_size=CHUNK_BYTES)
+                checks = {"if_generation_match": generation, "checksum": "crc32c"}
+                blob.upload_from_filename(local_path, **checks, **_patient())
+                return
+            except (api.GoogleAPIError, DataCorruption, requests.RequestException) as error:
+                # An answer can be lost after the bytes arrived, and the retry then meets our own object (412).
+                now = _look(bucket, name, _patient())
+                if _is(now, ours):
+                    return
+                if now is None and isinstance(error, DataCorruption):
+                    seen = None  # the client took its damaged object away again
+                elif generation != (0 if now is None else now.generation):
+                    raise StorageError(f"{url}: another process wrote this object; use one folder per run.") from error
+                if attempt == ATTEMPTS or not isinstance(error, _worth_another_try()):
+                    raise
+
+
+def _worth_another_try() -> tuple[type[Exception], ...]:
+    """What a damaged or raced transfer raises; the client has already retried everything else."""
+    from google.api_core.exceptions import BadRequest, NotFound, PreconditionFailed
+    from google.cloud.storage.exceptions import DataCorruption
+
+    return (PreconditionFailed, BadRequest, DataCorruption, NotFound)
+
+
+def _fetch(url: str, into: str) -> None:
+    """Afterwards the local file `into` holds the verified bytes of one generation of `url`."""
+    name = _object_name(url)
+    with _bucket(url) as bucket:
+        for attempt in range(1, ATTEMPTS + 1):
+            blob = _look(bucket, name, _patient())
+            if blob is None:
+                raise _missing(url)
+            try:
+                blob.download_to_filename(into, if_generation_match=blob.generation, checksum="crc32c", **_patient())
+            except _worth_another_try():
+                if attempt == ATTEMPTS:
+                    raise
+                continue
+            # The client leaves a download that it had to resume unverified. Of a gzip-encoded object the server
+            # knows the checksum of the packed bytes only, which the client compared while unpacking.
+            if blob.content_encoding == "gzip" or _is(blob, _fingerprint(into)):
+                return
+    raise StorageError(f"Cannot read {url}: its bytes were damaged on the way {ATTEMPTS} times; try again.")
+
+
+def download(url: str, local_path: str) -> None:
+    """Afterwards `local_path` holds the verified bytes of `url`; after a failure, what it held before."""
+    with replace_file(local_path) as temporary:
+        _fetch(url, temporary)
+
+
+def read_bytes(url: str) -> bytes:
+    """The verified bytes of an object."""
+    import tempfile
+
+    with explaining(tempfile.gettempdir(), "stage a download in"), tempfile.TemporaryDirectory() as folder:
+        staged = os.path.join(folder, "staged")
+        _fetch(url, staged)
+        with open(staged, "rb") as file:
+            return file.read()
+
+
+@contextlib.contextmanager
+def open_read(url: str) -> Iterator[BinaryIO]:
+    """A seekable stream over an object, by gcsfs; its bytes are not verified."""
+    # With this feature on, gcsfs waits 40 to 90 s for gRPC wherever that is not let through.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    import aiohttp
+    import gcsfs
+    from gcsfs.retry import HttpError
+
+    path = "/".join([split(url)[0], _object_name(url)])
+    with _explaining_network(url):
+        try:
+            # Found credentials are handed over: gcsfs, left to look for itself, turns anonymous after 16 to 43 s.
+            token = "anon" if _emulated() else _credentials()[0]
+            system = gcsfs.GCSFileSystem(token=token, requests_timeout=ANSWER_SECONDS, use_listings_cache=False)
+            with system.open(path, "rb") as file:
+                yield file
+        except FileNotFoundError as error:
+            raise _missing(url) from error
+        except (aiohttp.ClientError, HttpError) as error:
+            raise StorageError(f"Cannot read {url}: {_short_text(error)}; try again, or download it first.") from error
+
+
+def move(source: str, target: str) -> None:
+    """Afterwards the object is `target` and no longer `source`; ExistsError when `target` holds other bytes."""
+    from google.api_core.exceptions import NotFound, PreconditionFailed
+
+    name, new_name = _object_name(source), _object_name(target)
+    with _bucket(source) as bucket:
+        old = _look(bucket, name, _patient())
+        if old is None:
+            raise _missing(source)
+        new_bucket = bucket.client.bucket(split(target)[0])
+        new = new_bucket.blob(new_name)
+        checks = {"if_generation_match": 0, "if_source_generation_match": old.generation}
+        try:
+            token, _, _ = new.rewrite(old, **checks, **_patient())
+            while token is not None:
+                token, _, _ = new.rewrite(old, token=token, **checks, **_patient())
+        except PreconditionFailed as error:
+            if not _is(_look(new_bucket, new_name, _patient()), (old.size, old.crc32c)):
+                raise ExistsError(f"Cannot move {source}: {target} exists; choose another name.") from error
+        with contextlib.suppress(NotFound):  # an answer was lost, and the retry found nothing left to delete
+            old.delete(if_generation_match=old.generation, **_patient())
+
+
+def remove(url: str) -> None:
+    """Afterwards there is no object of this name; one that was not there is no error."""
+    from google.api_core.exceptions import NotFound
+
+    name = _object_name(url)
+    with _bucket(url) as bucket, contextlib.suppress(NotFound):
+        bucket.blob(name).delete(**_patient())

@@ -1,0 +1,205 @@
+"""Device, precision and threads: chosen once before step 0, each with its reason; and what will fit in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slm.config import ModelConfig, TrainConfig, UserError
+from slm.model.loss import WithLoss
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# bf16 loses digits, and a choice on the edge could change from run to run: it must be clearly faster on a CPU.
+_WORTH_IT = 1.5
+_PROBES, _PROBE_POSITIONS = 4, 1024
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how a run computes, with the reasons in words."""
+
+    device: torch.device
+    precision: str
+    threads: int
+    why: str
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context that runs matrix products in this precision."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=_DTYPES[self.precision])
+
+    def grad_scaler(self) -> torch.amp.GradScaler:
+        """The loss scaling that fp16 needs; does nothing in the other precisions."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    @contextmanager
+    def with_threads(self) -> Iterator[None]:
+        """A context in which torch computes with this machine's number of CPU threads."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """A context whose random numbers start from the seed; torch's own generators are as before afterwards."""
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices=devices, device_type="cuda" if device.type == "cpu" else device.type):
+        torch.manual_seed(seed)
+        yield
+
+
+def choose_machine(config: TrainConfig, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Machine:
+    """The device, precision and threads that the settings ask for, "auto" replaced by the best that is here.
+
+    batch: some (tokens, targets) (B, T), for timing the model where that decides.
+    """
+    device, why_device = choose_device(config.device)
+    threads = config.threads or torch.get_num_threads()
+    if device.type == "cpu":
+        why_device = ", ".join(filter(None, [f"{threads} thread{'s' * (threads > 1)}", why_device]))
+    machine = Machine(device, "fp32", threads, f"{device} ({why_device})" if why_device else str(device))
+    with machine.with_threads():
+        precision, why = _choose_precision(config.precision, device, model, batch)
+    return dataclasses.replace(machine, precision=precision, why=f"{machine.why}; {precision}{why}")
+
+
+def choose_device(name: str) -> tuple[torch.device, str]:
+    """The device of that name, "auto" being the fastest here, and why. Raises UserError where it is not here."""
+    here = ["cpu"]
+    here += [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    here += ["mps"] if torch.backends.mps.is_available() else []
+    if name == "auto":
+        if len(here) == 1:
+            return torch.device("cpu"), "no CUDA or MPS here"
+        return torch.device(here[1]), "the fastest here"
+    aliases = {"cuda": "cuda:0", "mps:0": "mps", "cpu:0": "cpu"}
+    if aliases.get(name, name) not in here:
+        raise UserError(f"device = {name!r}: this machine has {', '.join(here)}. Choose one of them, or auto.")
+    return torch.device(name), ""
+
+
+def _choose_precision(
+    name: str, device: torch.device, model: nn.Module, batch: tuple[Tensor, Tensor]
+) -> tuple[str, str]:
+    """The precision and why, as words to follow its name."""
+    native = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if name != "auto":
+        return name, " (which this GPU only emulates)" if name == "bf16" and not native else ""
+    if device.type == "cuda":
+        if native:
+            return "bf16", " (native on this GPU)"
+        return "fp16", " with loss scaling (this GPU has no native bf16)"
+    if device.type != "cpu":
+        return "fp32", f" (half precision on {device.type} is untested)"
+    gain = _bf16_gain(WithLoss(model), *batch)
+    if gain >= _WORTH_IT:
+        return "bf16", f" ({gain:.1f} times as fast as fp32 here)"
+    return "fp32", f" (bf16 is {gain:.1f} times as fast here; from {_WORTH_IT} on it is taken)"
+
+
+def _bf16_gain(with_loss: WithLoss, tokens: Tensor, targets: Tensor) -> float:
+    """How many times faster this CPU runs this model, forward and backward, in bf16 than in fp32.
+
+    Not a bare matrix product: casts, and what stays in fp32, eat up much of what bf16 gains there.
+    """
+    windows = max(1, _PROBE_POSITIONS // tokens.size(1))
+    tokens, targets = tokens[:windows], targets[:windows]
+    was_training = with_loss.training
+    with_loss.eval()  # draws no dropout
+
+    def seconds(enabled: bool) -> float:
+        start = time.perf_counter()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            loss = with_loss(tokens, targets)
+        loss.backward()
+        return time.perf_counter() - start
+
+    # In turn, so that a machine that gets busy slows both.
+    times = [(seconds(False), seconds(True)) for _ in range(_PROBES)]
+    with_loss.zero_grad(set_to_none=True)
+    with_loss.train(was_training)
+    return min(fp32 for fp32, _ in times) / min(bf16 for _, bf16 in times)
+
+
+def estimate_memory(model: ModelConfig, micro_batch_size: int, batch_positions: int) -> int:
+    """About how many bytes training takes: weights, gradients, AdamW's two moments, the best weights, activations.
+
+    batch_positions is T, the length of a window. The numbers kept for the backward pass were counted in the model's
+    code, all as float32: an upper bound for half precision.
+    """
+    positions = micro_batch_size * batch_positions
+    per_layer = 10 * model.embed_dim + 4 * model.hidden_dim
+    activations = positions * (model.num_layers * per_layer + 4 * model.embed_dim + 3 * model.vocab_size)
+    return 4 * (5 * model.num_parameters + activations)
+
+
+def memory_of(device: torch.device) -> int | None:
+    """The bytes of memory that a process may use on a device, None where that cannot be told."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    limits = [limit for limit in (_physical_memory(), _cgroup_limit()) if limit]
+    return min(limits, default=None)
+
+
+def check_memory(model: ModelConfig, micro_batch_size: int, batch_positions: int, device: torch.device) -> int:
+    """The estimate of training's memory in bytes; raises UserError where it is more than the machine has."""
+    needed, there = estimate_memory(model, micro_batch_size, batch_positions), memory_of(device)
+    if there is None or needed <= there:
+        return needed
+    without_batch = estimate_memory(model, 0, batch_positions)
+    advice = (
+        f"Lower --micro_batch_size (now {micro_batch_size}; the result stays the same) or --max_seq_len"
+        if without_batch < there / 2 and micro_batch_size > 1
+        else f"The model itself has {model.num_parameters:,} parameters: lower --embed_dim, --num_layers, "
+        "--hidden_dim or --vocab_size"
+    )
+    raise UserError(
+        f"This run needs about {needed / 1e9:,.1f} GB of memory, and {device} has {there / 1e9:,.1f} GB. {advice}."
+    )
+
+
+def _physical_memory() -> int | None:
+    if sys.platform == "win32":
+        return _windows_memory()
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _windows_memory() -> int | None:
+    import ctypes
+
+    class MemoryStatus(ctypes.Structure):
+        _fields_ = (
+            ("length", ctypes.c_ulong),
+            ("load", ctypes.c_ulong),
+            ("total_physical", ctypes.c_ulonglong),
+            ("others", ctypes.c_ulonglong * 6),
+        )
+
+    status = MemoryStatus(length=ctypes.sizeof(MemoryStatus))
+    if not ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):  # type: ignore[attr-defined, unused-ignore]
+        return None
+    return int(status.total_physical)
+
+
+def _cgroup_limit() -> int | None:
+    """The limit that a container sets (Linux, control groups version 2 or 1)."""
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        if Path(path).exists():
+            text = Path(path).read_text().strip()
+            return int(text) if text.isdigit() else None
+    return None

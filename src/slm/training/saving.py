@@ -1,0 +1,139 @@
+"""A run's folder: claimed before step 0, written as training goes, uploaded at the end when it is remote."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import platform
+import shutil
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from slm._version import __version__
+from slm.config import ModelConfig, UserError
+from slm.data.tokenizer import Tokenizer
+from slm.model.transformer import LanguageModel
+from slm.settings import MARKER, write_config
+from slm.storage import checkpoint, files
+
+CONFIG, METRICS, MODEL = "config.toml", "metrics.jsonl", "model.pt"
+RUN_FILES = (CONFIG, METRICS, MODEL)
+
+
+class RunFolder:
+    """Where a run writes. Creating it checks access and changes nothing that is there; `begin` starts the run.
+
+    A remote folder is staged in a local one and uploaded by `finish`; metrics.jsonl grows line by line there too.
+    Raises UserError or OSError, each naming the folder and the way out.
+    """
+
+    def __init__(self, path: str, *, overwrite: bool = False) -> None:
+        self.path = path
+        self.notes = files.check_writable(path)
+        self.info: dict[str, Any] = {}  # stored in model.pt beside what `pack_model` knows
+        self.upload_error: str | None = None
+        self._taken = [name for name in files.list_names(path) if name in RUN_FILES]
+        if self._taken:
+            self._check_taken(overwrite)
+        self._staging: str | None = None
+
+    def _check_taken(self, overwrite: bool) -> None:
+        config = files.join(self.path, CONFIG)
+        if CONFIG not in self._taken or not files.read_bytes(config).startswith(MARKER.encode()):
+            raise UserError(
+                f"{files.join(self.path, self._taken[0])} exists and no run of slm wrote it; a run would replace it. "
+                "Choose another --model_dir, or move the file away."
+            )
+        if not overwrite:
+            raise UserError(
+                f"{self.path} already holds a run. Choose another --model_dir, or add --overwrite, which moves "
+                "that run aside to a folder previous-1 in it."
+            )
+
+    def begin(self, asked: Mapping[str, Any], resolved: Mapping[str, Any], made_with: Mapping[str, Any]) -> None:
+        """Moves a run that is to be overwritten aside and writes config.toml."""
+        if self._taken:
+            there = files.list_names(self.path)
+            aside = next(name for n in range(1, len(there) + 2) if (name := f"previous-{n}") not in there)
+            for name in self._taken:
+                files.move(files.join(self.path, name), files.join(files.join(self.path, aside), name))
+        if files.is_remote(self.path):
+            self._staging = tempfile.mkdtemp(prefix="slm-run-")
+        files.write_bytes(self._local(CONFIG), write_config(asked, resolved, made_with))
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Adds a line to metrics.jsonl; numbers that JSON lacks (NaN, infinity) become null."""
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        with open(self._local(METRICS), "a", encoding="utf-8") as file:
+            file.write(json.dumps(finite) + "\n")
+
+    def save_model(self, packed: Mapping[str, Any]) -> None:
+        """Writes model.pt, whole or not at all."""
+        checkpoint.save_file(self._local(MODEL), {**packed, **self.info})
+
+    def finish(self) -> None:
+        """Uploads a remote run, the model last. What fails is kept locally and told in `upload_error`."""
+        if self._staging is None:
+            return
+        try:
+            for name in files.list_names(self._staging):
+                files.upload(files.join(self._staging, name), files.join(self.path, name))
+        except OSError as error:
+            self.upload_error = f"{error} The run is complete in {self._staging}; copy it from there."
+        else:
+            shutil.rmtree(self._staging)
+
+    def _local(self, name: str) -> str:
+        return files.join(self._staging or self.path, name)
+
+
+def pack_model(
+    model: nn.Module,
+    weights: Mapping[str, torch.Tensor],
+    tokenizer: Tokenizer | None,
+    metrics: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What model.pt holds: tensors and plain Python values only.
+
+    The configuration is stored for a LanguageModel; of any other module only the weights can be.
+    """
+    config = dataclasses.asdict(model.config) if type(model) is LanguageModel else None
+    return {
+        "model": {name: tensor.cpu() for name, tensor in weights.items()},
+        "model_config": config,
+        "tokenizer": tokenizer.to_json() if tokenizer else None,
+        "step": metrics.get("step", 0),
+        "metrics": dict(metrics),
+        "versions": versions(),
+    }
+
+
+def unpack_model(content: Mapping[str, Any], path: str) -> tuple[LanguageModel, Tokenizer | None]:
+    """The model and tokenizer that `pack_model` packed. Raises UserError where the content does not fit together."""
+    if content.get("model_config") is None:
+        raise UserError(
+            f"{path} holds the weights of a module that is not slm.LanguageModel. Build that module and call "
+            "load_state_dict(slm.storage.load_file(path)['model'])."
+        )
+    try:
+        model = LanguageModel(ModelConfig(**content["model_config"]))
+        model.load_state_dict(content["model"])
+        tokenizer = Tokenizer.from_json(content["tokenizer"], path) if content["tokenizer"] else None
+    except (RuntimeError, TypeError, KeyError, AttributeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: its weights and configuration do not fit ({error}).") from error
+    return model, tokenizer
+
+
+def versions() -> dict[str, str]:
+    """The versions that a run was made with."""
+    return {
+        "slm": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
