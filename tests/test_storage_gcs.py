@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gcs_fake import FakeGCS
@@ -18,44 +19,6 @@ from slm.storage import files, gcs
 from slm.storage.files import ExistsError, MissingError, StorageError
 
 BIG = bytes(range(256)) * 4096  # 1 MiB: four chunks of the shortened resumable upload
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waits of milliseconds, and resumable uploads from 256 KiB on."""
-    for name, seconds in {"FIRST_WAIT": 0.01, "ANSWER": 2.0, "RETRY": 2.0, "CHECK_ANSWER": 0.3}.items():
-        monkeypatch.setattr(gcs, f"{name}_SECONDS", seconds)
-    monkeypatch.setattr(gcs, "CHECK_RETRY_SECONDS", 0.3)
-    monkeypatch.setattr(gcs, "CHUNK_BYTES", 256 * 1024)
-    monkeypatch.setattr(client_blob, "_MAX_MULTIPART_SIZE", 256 * 1024)
-
-
-@pytest.fixture
-def fake(impatient: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGCS]:
-    with FakeGCS("bucket", "other") as server:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
-        yield server
-
-
-@pytest.fixture(params=["fake", "emulator"])
-def service(
-    request: pytest.FixtureRequest, impatient: None, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
-    """Each of two independent servers in turn; both hold the empty bucket `bucket`."""
-    if request.param == "fake":
-        request.getfixturevalue("fake")
-        yield
-        return
-    from gcp_storage_emulator.server import create_server
-
-    server = create_server("127.0.0.1", 0, in_memory=True, default_bucket="bucket")
-    server.start()
-    try:
-        host, port = server._api._httpd.socket.getsockname()
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://{host}:{port}")
-        yield
-    finally:
-        server.stop()
 
 
 @pytest.fixture
@@ -92,21 +55,9 @@ def test_a_stream_reads_the_same_bytes() -> None:
 
 @pytest.mark.usefixtures("service")
 def test_names_are_listed_one_level_deep() -> None:
-    for name in [
-        "run/model.pt",
-        "run/checkpoints/1/m",
-        "run/checkpoints/2/m",
-        "run-2/model.pt",
-        "run/",
-        "top",
-    ]:
-        if not name.endswith("/"):
-            files.write_bytes(f"gs://bucket/{name}", b"x")
-    assert (
-        files.list_names("gs://bucket/run")
-        == files.list_names("gs://bucket/run/")
-        == ["checkpoints", "model.pt"]
-    )
+    for name in ("run/model.pt", "run/checkpoints/1/m", "run/checkpoints/2/m", "run-2/model.pt", "top"):
+        files.write_bytes(f"gs://bucket/{name}", b"x")
+    assert files.list_names("gs://bucket/run") == files.list_names("gs://bucket/run/") == ["checkpoints", "model.pt"]
     assert files.list_names("gs://bucket") == ["run", "run-2", "top"]
     assert files.list_names("gs://bucket/absent") == files.list_names("gs://no-such-bucket") == []
     assert files.exists("gs://bucket/run") and files.exists("gs://bucket/run/model.pt")
@@ -181,8 +132,8 @@ def test_an_object_that_another_process_writes_meanwhile_is_kept(
     look = gcs._look
     looks = []
 
-    def then_they_write(*args: object) -> object:
-        found = look(*args)
+    def then_they_write(*args: object, **options: object) -> object:
+        found = look(*args, **options)
         if not looks:
             fake.put("bucket", "a", b"theirs")
         looks.append(found)
@@ -198,9 +149,7 @@ def test_an_object_that_another_process_writes_meanwhile_is_kept(
 
 
 @pytest.mark.parametrize("size", [9, len(BIG)], ids=["small", "resumable"])
-def test_a_lost_answer_is_not_an_error_when_the_bytes_arrived(
-    fake: FakeGCS, tmp_path: Path, size: int
-) -> None:
+def test_a_lost_answer_is_not_an_error_when_the_bytes_arrived(fake: FakeGCS, tmp_path: Path, size: int) -> None:
     path = tmp_path / "x"
     path.write_bytes(BIG[:size])
     fake.fail("lost", "POST" if size == 9 else "PUT")
@@ -255,15 +204,47 @@ def test_a_move_does_not_delete_a_source_that_changed(fake: FakeGCS, monkeypatch
     fake.put("bucket", "a", b"old")
     look = gcs._look
 
-    def then_they_write(bucket: object, name: str, limits: dict[str, object]) -> object:
-        found = look(bucket, name, limits)
+    def then_they_write(*args: object, **options: object) -> object:
+        found = look(*args, **options)
         fake.put("bucket", "a", b"new")
         return found
 
     monkeypatch.setattr(gcs, "_look", then_they_write)
-    with pytest.raises(StorageError, match="gs://bucket/"):
+    with pytest.raises(StorageError, match=r"gs://bucket/a.*412"):
         gcs.move("gs://bucket/a", "gs://bucket/b")
-    assert fake.data("bucket")["a"] == b"new"
+    assert fake.data("bucket") == {"a": b"new"}
+
+
+def test_a_move_does_not_delete_a_source_written_after_the_copy(fake: FakeGCS, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.put("bucket", "a", b"old")
+    rewrite = client_blob.Blob.rewrite
+
+    def then_they_write(*args: Any, **options: Any) -> Any:
+        answer = rewrite(*args, **options)
+        fake.put("bucket", "a", b"new")
+        return answer
+
+    monkeypatch.setattr(client_blob.Blob, "rewrite", then_they_write)
+    with pytest.raises(StorageError, match=r"gs://bucket/a.*412"):
+        gcs.move("gs://bucket/a", "gs://bucket/b")
+    assert fake.data("bucket") == {"a": b"new", "b": b"old"}
+
+
+def test_a_move_onto_a_name_taken_meanwhile_is_refused_by_the_server(fake: FakeGCS) -> None:
+    """What files.move sees beforehand can change before the copy."""
+    fake.put("bucket", "a", b"x")
+    fake.put("bucket", "b", b"theirs")
+    with pytest.raises(ExistsError, match="gs://bucket/b exists"):
+        gcs.move("gs://bucket/a", "gs://bucket/b")
+    assert fake.data("bucket") == {"a": b"x", "b": b"theirs"}
+
+
+def test_a_listing_of_many_pages_is_whole_and_hides_folder_marks(fake: FakeGCS) -> None:
+    fake.page_size = 2
+    fake.put("bucket", "run/", b"")
+    for name in ("run/a", "run/b", "run/c/d", "run/e/", "run/f"):
+        fake.put("bucket", name, b"x")
+    assert files.list_names("gs://bucket/run") == ["a", "b", "c", "e", "f"]
 
 
 @pytest.mark.parametrize("size", [900, len(BIG)], ids=["small", "resumable"])
@@ -309,15 +290,13 @@ def test_a_resumed_download_is_verified_too(fake: FakeGCS) -> None:
     assert sum("alt=media" in request for request in fake.requests[before:]) == 3
 
 
-def test_an_object_replaced_during_a_download_is_read_whole(
-    fake: FakeGCS, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_object_replaced_during_a_download_is_read_whole(fake: FakeGCS, monkeypatch: pytest.MonkeyPatch) -> None:
     fake.put("bucket", "a", b"old")
     look = gcs._look
     looks = []
 
-    def then_they_write(*args: object) -> object:
-        found = look(*args)
+    def then_they_write(*args: object, **options: object) -> object:
+        found = look(*args, **options)
         if not looks:
             fake.put("bucket", "a", b"new")
         looks.append(found)
@@ -341,9 +320,7 @@ def test_a_failed_download_leaves_the_old_file(fake: FakeGCS, local: str) -> Non
     assert os.listdir(os.path.dirname(local)) == ["local.bin"]
 
 
-def test_a_full_local_disk_is_told_as_such(
-    fake: FakeGCS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_local_disk_is_told_as_such(fake: FakeGCS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake.put("bucket", "a", b"x")
 
     def full(*_: object, **__: object) -> None:

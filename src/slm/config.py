@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+IGNORE_INDEX = -100  # a target that counts neither in the loss nor in the accuracy
+
 
 class UserError(ValueError):
     """A message that a person can act on. Commands print it without a traceback and exit with 2."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,8 +23,13 @@ class Display:
 
     def print(self, text: str) -> None:
         """One line, at once."""
-        if not self.quiet:
+        if self.quiet:
+            return
+        try:
             print(text, flush=True)
+        except BrokenPipeError:  # nobody reads any more (`slm-train | head`); the run goes on, unseen
+            self.quiet = True
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for as long as the process lives
 
     def status(self, text: str) -> None:
         """What is being done now, when it may take long."""
@@ -38,7 +44,8 @@ class Display:
 
     def sample(self, text: str) -> None:
         """A piece of text that the model wrote."""
-        self.print(f"\nsample:\n{text}\n")
+        shown = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+        self.print(f"\nsample:\n{shown}\n")
 
     def summary(self, metrics: Mapping[str, Any], history: History, path: str | None) -> None:
         """How the run ended and where its model is."""
@@ -87,13 +94,22 @@ def _clock(seconds: float) -> str:
 
 
 class _Eta:
-    """The time left, from the pace of the whole run so far, evaluations included."""
+    """The time left, from the pace since the first record (the first step is slow), evaluations included."""
 
     def __init__(self, total_steps: int) -> None:
-        self.total_steps, self.start = total_steps, time.monotonic()
+        self.total_steps = total_steps
+        self.first: tuple[int, float] | None = None  # step and time
 
     def left(self, step: int) -> str:
-        return _clock((time.monotonic() - self.start) / max(step, 1) * (self.total_steps - step))
+        """ ", 1:23 left", or nothing as long as there is no pace."""
+        now = time.monotonic()
+        self.first = self.first or (step, now)
+        first_step, then = self.first
+        return (
+            f", {_clock((now - then) / (step - first_step) * (self.total_steps - step))} left"
+            if step > first_step
+            else ""
+        )
 
 
 class _Plain:
@@ -106,12 +122,14 @@ class _Plain:
     def __call__(self, record: Mapping[str, Any]) -> None:
         if "val_loss" in record:
             self.write(_evaluation_line(record, self.total_steps))
-        elif time.monotonic() - self.last >= _CALM_SECONDS:
+            return
+        left = self.eta.left(record["step"])
+        if time.monotonic() - self.last >= _CALM_SECONDS:
             self.last = time.monotonic()
             width = len(str(self.total_steps))
             self.write(
                 f"step {record['step']:>{width}}/{self.total_steps}  loss {record['train_loss']:.4f}, "
-                f"{record['tokens_per_second']:,.0f} tokens/s, {self.eta.left(record['step'])} left"
+                f"{record['tokens_per_second']:,.0f} tokens/s{left}"
             )
 
 
@@ -135,7 +153,7 @@ def _terminal(total_steps: int) -> Iterator[Callable[[Mapping[str, Any]], None]]
             if "val_loss" in record:
                 progress.console.print(_evaluation_line(record, total_steps), markup=False)
             else:
-                told = f"loss {record['train_loss']:.4f}  {record['tokens_per_second']:,.0f} tokens/s"
-                progress.update(task, completed=record["step"], told=f"{told}  {eta.left(record['step'])} left")
+                told = f"loss {record['train_loss']:.4f}, {record['tokens_per_second']:,.0f} tokens/s"
+                progress.update(task, completed=record["step"], told=told + eta.left(record["step"]))
 
         yield show

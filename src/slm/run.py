@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import os
 import warnings
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from slm.config import DataConfig, ModelConfig, TrainConfig, UserError
+from slm.config import FIELDS, DataConfig, ModelConfig, TrainConfig, UserError
 from slm.data.batches import Batches, stream_seed
 from slm.data.prepare import PreparedData, prepare_data
 from slm.data.sources import BUILT_IN
@@ -155,6 +156,26 @@ def train(
     return train_run(layered(keys, "keyword"), texts, on_log=on_log, should_stop=should_stop)
 
 
+def _signature_with_settings() -> inspect.Signature:
+    """The signature of `train` with each setting as a keyword, so that notebooks complete and show them."""
+    signature = inspect.signature(train)
+    named = [parameter for parameter in signature.parameters.values() if parameter.kind != parameter.VAR_KEYWORD]
+    settings = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None if name == "model_dir" else field.default,
+            annotation=field.type,
+        )
+        for name, field in FIELDS.items()
+        if name != "data"
+    ]
+    return signature.replace(parameters=[*named, *settings])
+
+
+train.__signature__ = _signature_with_settings()  # type: ignore[attr-defined]
+
+
 def _plain(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
@@ -240,6 +261,11 @@ def _check_repeat(settings: Settings, made_with: dict[str, Any]) -> None:
         return
     then = read_table(repeat, "made_with")
     if then.get("data_fingerprint") != made_with["data_fingerprint"]:
+        if settings.data.data is None:
+            raise UserError(
+                f"the run in {repeat} was trained on text given in Python, which a run does not store: pass the same "
+                f"list to slm.train with config = {files.join(repeat, 'config.toml')!r}."
+            )
         raise UserError(
             f"the run in {repeat} was trained on other data than {settings.data.data or 'the dummy data'} holds now, "
             "so it cannot be repeated. Bring the data back, or start a new run with config."

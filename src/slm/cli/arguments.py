@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
+import os
 import signal
 import sys
 import warnings
@@ -117,10 +119,14 @@ class Interruption:
 def run_command(prog: str, command: Callable[[], int]) -> int:
     """The exit code of a command; a person's mistakes are printed in one line, without a traceback."""
     warnings.showwarning = _show_warning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a letter must not end a run
+            stream.reconfigure(errors="replace")
     try:
         return command()
-    except BrokenPipeError:
-        raise
+    except BrokenPipeError:  # the reader of our output went away, as `head` does: not worth a word
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
     except (UserError, OSError, MemoryError) as error:
         print(f"{prog}: error: {error or 'out of memory'}", file=sys.stderr)
         return USER_ERROR

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from slm.config import UserError
-from slm.model.loss import IGNORE_INDEX
+from slm.config import IGNORE_INDEX, UserError
 
 
 class TextDataset(Dataset[tuple[Tensor, Tensor]]):

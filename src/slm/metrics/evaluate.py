@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from slm.config import IGNORE_INDEX
 from slm.data.batches import in_order
-from slm.model.loss import IGNORE_INDEX
 
 _POSITIONS_AT_ONCE = 8192
 

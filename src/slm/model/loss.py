@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-IGNORE_INDEX = -100  # a target that counts neither in the loss nor in the accuracy
+from slm.config import IGNORE_INDEX
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -18,9 +18,14 @@ FORMAT_VERSION = 1
 
 
 def save_file(path: str, content: dict[str, Any]) -> None:
-    """Writes a dict of tensors, numbers, strings, lists and dicts as one local .pt file, whole or not at all."""
-    with files.replace_file(path) as temporary:
-        torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **content}, temporary)
+    """Writes a dict of tensors, numbers, strings, lists and dicts as one local .pt file, whole or not at all.
+
+    Raises TypeError for anything else, which could not be read back without running code.
+    """
+    _check_plain(content)
+    # Given a name, torch would store it inside, and equal models would have unequal bytes.
+    with files.replace_file(path) as temporary, open(temporary, "wb") as file:
+        torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **content}, file)
 
 
 def load_file(path: str) -> dict[str, Any]:
@@ -35,6 +40,18 @@ def load_file(path: str) -> dict[str, Any]:
             files.download(path, local)
             return _load_local(local, path)
     return _load_local(path, path)
+
+
+def _check_plain(value: object) -> None:
+    if type(value) is dict:
+        for key, item in value.items():
+            _check_plain(key)
+            _check_plain(item)
+    elif type(value) in (list, tuple):
+        for item in value:  # type: ignore[attr-defined]
+            _check_plain(item)
+    elif type(value) not in (torch.Tensor, str, int, float, bool, type(None)):
+        raise TypeError(f"a file of tensors and plain values cannot hold {value!r}, a {type(value)}")
 
 
 def _load_local(local: str, path: str) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """Open, list, copy and whole-or-absent writes, for local paths, gs:// and any fsspec URL alike.
 
-A path is a `str`. Every failure of a disk or network is a `StorageError` whose text is meant for the user; the
-three kinds a caller may want to tell apart are also the builtin FileNotFoundError, FileExistsError and
-PermissionError. A malformed path is a ValueError, raised before anything is touched.
+A path is a `str`. Every failure of a disk or network is a `StorageError` with a text for the user; three kinds of it
+are also the builtin FileNotFoundError, FileExistsError and PermissionError. A malformed path is a UserError.
 """
 
 from __future__ import annotations
@@ -11,10 +10,11 @@ import contextlib
 import errno
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
+
+from slm.config import UserError
 
 TEMPORARY_SUFFIX = ".part"  # ends the name of every unfinished file
 
@@ -48,11 +48,7 @@ _REASONS: tuple[tuple[str | type[OSError], type[StorageError], str], ...] = (
     ("EXDEV", StorageError, "the two names are on different disks; copy the file instead."),
     (FileNotFoundError, MissingError, "there is no such file or folder; check the spelling."),
     (FileExistsError, ExistsError, "the name is taken; choose another name or remove what is there."),
-    (
-        PermissionError,
-        DeniedError,
-        "permission denied; choose a place you may use, or change its permissions.",
-    ),
+    (PermissionError, DeniedError, "permission denied; choose a place you may use, or change its permissions."),
     (IsADirectoryError, StorageError, "it is a folder, not a file; name a file."),
     (NotADirectoryError, StorageError, "a part of the path is a file, not a folder; choose another folder."),
 )
@@ -69,37 +65,36 @@ def _scheme(path: str) -> str:
 
 
 def check_path(path: str) -> None:
-    """Returns None for a well-formed path or URL; raises ValueError with the rule it breaks otherwise."""
+    """Returns None for a well-formed path or URL; raises UserError with the rule it breaks otherwise."""
     if not path.strip():
-        raise ValueError(f"The path {path!r} is empty: give a file, a folder or a URL such as gs://bucket/folder.")
+        raise UserError(f"The path {path!r} is empty: give a file, a folder or a URL such as gs://bucket/folder.")
     if _CONTROL.search(path):
-        raise ValueError(f"The path {path!r} holds a control character (a line break, a tab): remove it.")
+        raise UserError(f"The path {path!r} holds a control character (a line break, a tab): remove it.")
     if (lost := _LOST_SLASH.search(path)) is not None:
-        raise ValueError(
+        raise UserError(
             f"The path {path!r} is neither local nor a URL: write {lost.group().strip(' /')}// with two slashes, "
             "and keep URLs as strings, because pathlib.Path drops one slash."
         )
-    if not is_remote(path):
-        if "://" in path:
-            raise ValueError(f"The path {path!r} is no plain URL: begin with one scheme, as in gs://bucket.")
-    elif _scheme(path) == "gs":
-        _gcs().split(path)
-    else:
+    if "://" in path and not is_remote(path):
+        raise UserError(f"The path {path!r} is no plain URL: begin with one scheme, as in gs://bucket.")
+    if _scheme(path) == "gs":
+        from slm.storage import gcs
+
+        gcs.split(path)
+    elif is_remote(path):
         _check_other(path, *path.split("://", 1))
 
 
 def _check_other(path: str, scheme: str, rest: str) -> None:
-    """Returns None when fsspec can open this scheme here; else a ValueError names the package or the mistake."""
+    """Returns None when fsspec can open this scheme here; else a UserError names the package or the mistake."""
     if scheme.lower() in ("gs", "gcs"):
-        raise ValueError(f"The URL {path!r} means Google Cloud Storage: write gs:// in small letters.")
+        raise UserError(f"The URL {path!r} means Google Cloud Storage: write gs:// in small letters.")
     if "::" in path:
-        raise ValueError(f"The URL {path!r} is chained with '::', which is not supported: give one plain URL.")
+        raise UserError(f"The URL {path!r} is chained with '::', which is not supported: give one plain URL.")
     if problem := _protocol_problem(scheme):
-        raise ValueError(f"The URL {path!r} cannot be used: {problem}")
-    if scheme == "file" and not rest.startswith("/"):
-        raise ValueError(f"The URL {path!r} is relative: write three slashes, file:///folder, or no file://.")
-    if not rest.strip("/") and scheme != "memory":
-        raise ValueError(f"The URL {path!r} names nothing: add a place, as in {scheme}://place/name.")
+        raise UserError(f"The URL {path!r} cannot be used: {problem}")
+    if not (rest.startswith("/") if scheme == "file" else rest.strip("/") or scheme == "memory"):
+        raise UserError(f"The URL {path!r} names no place: write {scheme}://place/name, or file:///folder/name.")
 
 
 @lru_cache(maxsize=64)
@@ -117,28 +112,24 @@ def _protocol_problem(scheme: str) -> str:
 
 
 def join(folder: str, name: str) -> str:
-    """The path of `name` inside `folder`, local or URL; ValueError when `name` would lead out of the folder."""
+    """The path of `name` inside `folder`, local or URL; UserError when `name` would lead out of the folder."""
     parts = re.split(r"[/\\]" if os.sep == "\\" else "/", name)
     if any(part in ("", ".", "..") for part in parts) or os.path.splitdrive(name)[0]:
-        raise ValueError(f"The name {name!r} must stay inside {folder!r}: no leading slash, empty part or '..'.")
+        raise UserError(f"The name {name!r} must stay inside {folder!r}: no leading slash, empty part or '..'.")
     match = _SCHEME.match(folder)
     if match is None:
         return os.path.join(folder, name)
     return f"{match.group()}{folder[match.end() :].rstrip('/')}/{name}"
 
 
-def _gcs() -> Any:
-    from slm.storage import gcs
-
-    return gcs
-
-
 def _store(path: str) -> Any:
-    """What serves `path`, the module gcs or a class below: the only place that chooses by the scheme."""
+    """What serves `path`, the module gcs or a class below: the one place that chooses by the scheme."""
     check_path(path)
-    if not is_remote(path):
-        return _Local()
-    return _gcs() if _scheme(path) == "gs" else _Fsspec()
+    if _scheme(path) == "gs":
+        from slm.storage import gcs
+
+        return gcs
+    return _Fsspec() if is_remote(path) else _Local()
 
 
 def exists(path: str) -> bool:
@@ -158,14 +149,15 @@ def list_names(folder: str) -> list[str]:
 
 def read_bytes(path: str) -> bytes:
     """The whole content of a file; from gs:// with its checksum verified."""
-    return bytes(_store(path).read_bytes(path))
+    if _scheme(path) == "gs":
+        return bytes(_store(path).read_bytes(path))
+    with open_read(path) as file:
+        return file.read()
 
 
-@contextlib.contextmanager
-def open_read(path: str) -> Iterator[BinaryIO]:
+def open_read(path: str) -> contextlib.AbstractContextManager[BinaryIO]:
     """A seekable stream over a file too large for memory; remote bytes carry no checksum (download verifies)."""
-    with _store(path).open_read(path) as file:
-        yield file
+    return cast("contextlib.AbstractContextManager[BinaryIO]", _store(path).open_read(path))
 
 
 def write_bytes(path: str, data: bytes) -> None:
@@ -190,6 +182,8 @@ def upload(local_path: str, url: str, *, overwrite: bool = False) -> None:
     store = _store(url)
     if not os.path.isfile(local_path):
         raise MissingError(f"There is no local file {local_path!r} to copy to {url!r}.")
+    if _scheme(url) != "gs" and not overwrite and store.exists(url):  # gs:// looks at the bytes there, too
+        raise ExistsError(f"{url!r} exists and would be replaced; choose another name or allow it.")
     store.upload(local_path, url, overwrite=overwrite)
 
 
@@ -203,7 +197,7 @@ def move(source: str, target: str) -> None:
     store = _store(source)
     check_path(target)
     if _scheme(source) != _scheme(target):
-        raise ValueError(f"Cannot move {source!r} to {target!r}, another kind of storage: upload or download it.")
+        raise UserError(f"Cannot move {source!r} to {target!r}, another kind of storage: upload or download it.")
     if store.exists(target):
         raise ExistsError(f"Cannot move {source!r}: {target!r} exists; choose another name.")
     store.move(source, target)
@@ -215,18 +209,14 @@ def remove(path: str) -> None:
 
 
 def check_writable(folder: str) -> list[str]:
-    """Notes for the user, most often none, once a file was really written under `folder`; else StorageError.
-
-    Meant for the moment before a long training. Creates a local folder that is missing.
-    """
+    """Notes for the user, mostly none, once a file was written in `folder`, made if missing; else StorageError."""
     store = _store(folder)
     if _scheme(folder) == "gs":
         return list(store.check_access(folder))
     if store.exists(folder) and not store.is_folder(folder):
         raise StorageError(f"Cannot write into {folder!r}: it is a file, not a folder; choose another folder.")
     probe = join(folder, f".slm-write-check-{os.urandom(6).hex()}")
-    with explaining(folder, "write into"):
-        write_bytes(probe, b"x")
+    write_bytes(probe, b"x")
     try:
         remove(probe)
     except StorageError as error:
@@ -242,16 +232,11 @@ def explaining(path: str, doing: str) -> Iterator[None]:
     except StorageError:
         raise
     except OSError as error:
-        raise _explain(error, f"Cannot {doing} {path!r}: ") from error
-
-
-def _explain(error: OSError, start: str) -> StorageError:
-    """The error to raise instead of `error`: the reason and the way out after `start`."""
-    code = errno.errorcode.get(error.errno or 0)
-    for cause, kind, reason in _REASONS:
-        if code == cause or (isinstance(cause, type) and isinstance(error, cause)):
-            return kind(start + reason)
-    return StorageError(f"{start}{error.strerror or error}; check the place, or choose another one.")
+        start, code = f"Cannot {doing} {path!r}: ", errno.errorcode.get(error.errno or 0)
+        for cause, kind, reason in _REASONS:
+            if code == cause or (isinstance(cause, type) and isinstance(error, cause)):
+                raise kind(start + reason) from error
+        raise StorageError(f"{start}{error.strerror or error}; check the place, or choose another one.") from error
 
 
 @contextlib.contextmanager
@@ -263,7 +248,7 @@ def replace_file(path: str) -> Iterator[str]:
     """
     check_path(path)
     if is_remote(path):
-        raise ValueError(f"replace_file is for local files, not for {path!r}: use write_bytes or upload.")
+        raise UserError(f"replace_file is for local files, not for {path!r}: use write_bytes or upload.")
     target = os.path.realpath(path)  # a link stays a link: its file is replaced
     folder = os.path.dirname(target)
     temporary = os.path.join(folder, f".slm-{os.urandom(6).hex()}{TEMPORARY_SUFFIX}")
@@ -285,8 +270,7 @@ def replace_file(path: str) -> Iterator[str]:
 
 def _flush(path: str) -> None:
     """Returns once the system says that a file's bytes, or a folder's names, are on the disk."""
-    is_directory = os.path.isdir(path)
-    if is_directory and os.name == "nt":  # Windows cannot open a folder
+    if (is_directory := os.path.isdir(path)) and os.name == "nt":  # Windows cannot open a folder
         return
     descriptor = os.open(path, os.O_RDONLY if is_directory else os.O_RDWR)
     try:
@@ -304,12 +288,10 @@ class _Local:
 
     def exists(self, path: str) -> bool:
         # os.path.exists also says False to "permission denied", which would pass for "start afresh".
-        with explaining(path, "look at"):
-            try:
-                os.stat(path)
-            except (FileNotFoundError, NotADirectoryError):
-                return False
+        with explaining(path, "look at"), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.stat(path)
             return True
+        return False
 
     def is_folder(self, path: str) -> bool:
         return self.exists(path) and os.path.isdir(path)
@@ -317,10 +299,6 @@ class _Local:
     def list_names(self, path: str) -> list[str]:
         with explaining(path, "list"):
             return os.listdir(path) if self.is_folder(path) else []
-
-    def read_bytes(self, path: str) -> bytes:
-        with self.open_read(path) as file:
-            return file.read()
 
     @contextlib.contextmanager
     def open_read(self, path: str) -> Iterator[BinaryIO]:
@@ -330,14 +308,13 @@ class _Local:
             with open(path, "rb") as file:
                 yield file
 
-    def upload(self, local_path: str, path: str, *, overwrite: bool = False) -> None:
-        if not overwrite and self.exists(path):
-            raise ExistsError(f"{path!r} exists and would be replaced; choose another name or allow it.")
+    def upload(self, local_path: str, path: str, *, overwrite: bool) -> None:
         self.download(local_path, path)
 
     def download(self, path: str, local_path: str) -> None:
         with self.open_read(path) as source, replace_file(local_path) as name, open(name, "wb") as target:
-            shutil.copyfileobj(source, target)
+            while block := source.read(2**20):
+                target.write(block)
 
     def move(self, source: str, target: str) -> None:
         folder = os.path.dirname(os.path.abspath(target))
@@ -356,15 +333,15 @@ class _Local:
 @contextlib.contextmanager
 def _filesystem(path: str, doing: str) -> Iterator[Any]:
     """Yields the fsspec file system of a URL; whatever it raises in the block becomes a StorageError."""
-    import fsspec
+    from fsspec.core import url_to_fs
 
-    try:
-        yield fsspec.filesystem(_scheme(path), **({"auto_mkdir": True} if _scheme(path) == "file" else {}))
-    except StorageError:
-        raise
-    except Exception as error:  # each package behind fsspec has its own family of exceptions
-        told = error if isinstance(error, OSError) else OSError(f"{type(error).__name__}: {error}")
-        raise _explain(told, f"Cannot {doing} {path!r}: ") from error
+    with explaining(path, doing):
+        try:
+            yield url_to_fs(path, **({"auto_mkdir": True} if _scheme(path) == "file" else {}))[0]
+        except OSError:
+            raise
+        except Exception as error:  # each package behind fsspec has its own family of exceptions
+            raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 class _Fsspec:
@@ -383,10 +360,6 @@ class _Fsspec:
             found = system.ls(path, detail=False, refresh=True) if system.isdir(path) else []
             return [name.rstrip("/").rpartition("/")[2] for name in found]
 
-    def read_bytes(self, path: str) -> bytes:
-        with _filesystem(path, "read") as system:
-            return bytes(system.cat_file(path))
-
     @contextlib.contextmanager
     def open_read(self, path: str) -> Iterator[BinaryIO]:
         with _filesystem(path, "read") as system:
@@ -394,11 +367,9 @@ class _Fsspec:
         with stream, explaining(path, "read"):
             yield stream
 
-    def upload(self, local_path: str, path: str, *, overwrite: bool = False) -> None:
+    def upload(self, local_path: str, path: str, *, overwrite: bool) -> None:
         temporary = f"{path}.{os.urandom(6).hex()}{TEMPORARY_SUFFIX}"
         with _filesystem(path, "write") as system:
-            if not overwrite and system.exists(path):
-                raise ExistsError(f"{path!r} exists and would be replaced; choose another name or allow it.")
             # Under a temporary name first: few of these systems promise whole-or-absent.
             try:
                 system.put_file(local_path, temporary)

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from slm.config import UserError
 from slm.storage.files import ExistsError, MissingError, StorageError, explaining, replace_file
 
 CHUNK_BYTES = 32 * 2**20  # an upload keeps about two of these in memory and waits one round trip for each
@@ -31,26 +32,26 @@ _SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 
 
 def split(url: str) -> tuple[str, str]:
-    """(bucket, name) of gs://bucket/name, the name "" for the bucket's root; ValueError for a malformed URL."""
+    """(bucket, name) of gs://bucket/name, the name "" for the bucket's root; UserError for a malformed URL."""
     rest = url.removeprefix("gs://")
     bucket, _, name = rest.removesuffix("/").partition("/")
     if rest == url or not _BUCKET.fullmatch(bucket):
-        raise ValueError(
+        raise UserError(
             f"The URL {url!r} has the bucket name {bucket!r}: a bucket is 3 to 63 characters of a-z 0-9 . _ - that "
             "begin and end with a letter or digit, as in gs://my-bucket/folder."
         )
-    if rest.endswith("//") or any(part in ("", ".", "..") for part in name.split("/")[: len(name)]):
-        raise ValueError(f"The URL {url!r} has an empty part, '.' or '..' between its slashes: remove that part.")
+    if rest.endswith("//") or (name and any(part in ("", ".", "..") for part in name.split("/"))):
+        raise UserError(f"The URL {url!r} has an empty part, '.' or '..' between its slashes: remove that part.")
     if len(name.encode("utf-8", "replace")) > _MAX_NAME_BYTES or re.search("[\ud800-\udfff]", name):
-        raise ValueError(f"The URL {url!r} is too long or not Unicode: use a name of {_MAX_NAME_BYTES} bytes or less.")
+        raise UserError(f"The URL {url!r} is too long or not Unicode: use a name of {_MAX_NAME_BYTES} bytes or less.")
     return bucket, name
 
 
 def _object_name(url: str) -> str:
-    """The object's name; ValueError for a URL that can only be a folder."""
+    """The object's name; UserError for a URL that can only be a folder."""
     _, name = split(url)
     if not name or url.endswith("/"):
-        raise ValueError(f"The URL {url!r} names a folder: add the name of a file.")
+        raise UserError(f"The URL {url!r} names a folder: add the name of a file.")
     return name
 
 
@@ -91,31 +92,24 @@ def _read_refusal(answer: Any, **_: Any) -> None:
 
 @contextlib.contextmanager
 def _explaining_network(url: str) -> Iterator[None]:
-    try:
-        yield
-    except StorageError:
-        raise
-    except Exception as error:
-        told = explain(error, url)
-        if told is None:
+    with explaining(url, "transfer"):
+        try:
+            yield
+        except StorageError:
             raise
-        raise told from error
+        except Exception as error:
+            if (told := explain(error, url)) is None:
+                raise  # an OSError of a local file, which the outer block explains, or a mistake of ours
+            raise told from error
 
 
-def _limits(answer_seconds: float, retry_seconds: float) -> dict[str, Any]:
+def _limits(*, short: bool = False) -> dict[str, Any]:
     """The arguments `timeout` and `retry` of every request: none waits for ever."""
     from google.cloud.storage.retry import DEFAULT_RETRY
 
-    retry = DEFAULT_RETRY.with_timeout(retry_seconds).with_delay(initial=FIRST_WAIT_SECONDS)
-    return {"timeout": (CONNECT_SECONDS, answer_seconds), "retry": retry}
-
-
-def _short() -> dict[str, Any]:
-    return _limits(CHECK_ANSWER_SECONDS, CHECK_RETRY_SECONDS)
-
-
-def _patient() -> dict[str, Any]:
-    return _limits(ANSWER_SECONDS, RETRY_SECONDS)
+    answer, last_try = (CHECK_ANSWER_SECONDS, CHECK_RETRY_SECONDS) if short else (ANSWER_SECONDS, RETRY_SECONDS)
+    retry = DEFAULT_RETRY.with_timeout(last_try).with_delay(initial=FIRST_WAIT_SECONDS)
+    return {"timeout": (CONNECT_SECONDS, answer), "retry": retry}
 
 
 def explain(error: BaseException, url: str) -> StorageError | None:
@@ -130,65 +124,49 @@ def explain(error: BaseException, url: str) -> StorageError | None:
 
     if isinstance(error, api.RetryError) and error.cause is not None:
         return explain(error.cause, url)
-    if isinstance(error, auth.DefaultCredentialsError):
-        return StorageError(
-            f"Cannot use {url}: this machine has no Google credentials. Run `gcloud auth application-default login`, "
-            "or set GOOGLE_APPLICATION_CREDENTIALS to the key file of a service account."
-        )
-    if isinstance(error, auth.TransportError | requests.RequestException | urllib3.exceptions.HTTPError) or (
-        isinstance(error, http.client.HTTPException | TimeoutError | ConnectionError)
-    ):
-        return StorageError(
-            f"Cannot use {url}: no answer from Google Cloud Storage. Check the network, the proxy and the firewall, "
-            f"then try again. ({_short_text(error)})"
-        )
-    if isinstance(error, auth.GoogleAuthError | api.Unauthorized):
+    silence: tuple[type[Exception], ...] = (
+        auth.TransportError,
+        requests.RequestException,
+        urllib3.exceptions.HTTPError,
+    )
+    silence += (http.client.HTTPException, TimeoutError, ConnectionError, api.RetryError)
+    # `POST https://host/path: ` begins the client's messages; the rest is the server's.
+    words = re.sub(r"^[A-Z]+ https?:\S+: ", "", " ".join(str(getattr(error, "message", "") or error).split()))
+    if isinstance(error, silence):
+        reason = "there is no answer. Check the network, the proxy and the firewall, then try again"
+    elif isinstance(error, auth.DefaultCredentialsError):
+        reason = "this machine has no Google credentials. Run `gcloud auth application-default login`"
+    elif isinstance(error, auth.GoogleAuthError | api.Unauthorized):
         _credentials.cache_clear()  # a new login must count without a new process
-        return StorageError(
-            f"Cannot use {url}: Google refused the credentials (401); they may have expired. Run `gcloud auth "
-            f"application-default login` again. ({_short_text(error)})"
-        )
-    if isinstance(error, DataCorruption):
-        return StorageError(f"Cannot use {url}: the bytes were damaged on the way, {ATTEMPTS} times. Try again.")
-    if isinstance(error, api.GoogleAPICallError | InvalidResponse):
-        return _explain_answer(error, url)
-    return _explain_local(error, url)
+        reason = "Google refused the credentials (401). Run `gcloud auth application-default login` again"
+    elif isinstance(error, DataCorruption):
+        reason = f"the bytes were damaged on the way, {ATTEMPTS} times. Try again"
+    elif isinstance(error, api.GoogleAPICallError | InvalidResponse):
+        code = int(getattr(error, "code", None) or error.response.status_code)
+        if code == 404 and "bucket does not exist" not in words:
+            return _missing(url)
+        reason = _meaning(code, split(url)[0])
+    elif type(error).__module__.startswith(("aiohttp.", "gcsfs.")):
+        reason = "reading failed. Try again, or download it first"
+    else:
+        return None
+    return StorageError(f"Cannot use {url}: {reason}. ({words[:300]})")
 
 
-def _explain_answer(error: Any, url: str) -> StorageError:
-    """The error for an HTTP answer: what the code means here, the cure, and the server's own words."""
-    bucket = split(url)[0]
-    code = int(getattr(error, "code", None) or error.response.status_code)
-    words = _short_text(error)
+def _meaning(code: int, bucket: str) -> str:
+    """What an HTTP status means here, and the cure."""
     if code == 403:
-        return StorageError(
-            f"Cannot use {url}: Google refused permission (403). Give this account the role roles/storage.objectAdmin "
-            f"on the bucket: `gcloud storage buckets add-iam-policy-binding gs://{bucket} --member=user:YOU@EXAMPLE.COM "
-            f"--role=roles/storage.objectAdmin`. ({words})"
-        )
-    if code == 404 and "bucket" in words.lower():
-        return MissingError(
-            f"Cannot use {url}: there is no bucket {bucket!r} (404). Check the spelling, or create it: "
-            f"`gcloud storage buckets create gs://{bucket}`."
+        return (
+            "Google refused permission (403). Give this account the role roles/storage.objectAdmin: `gcloud storage "
+            f"buckets add-iam-policy-binding gs://{bucket} --member=user:YOU --role=roles/storage.objectAdmin`"
         )
     if code == 404:
-        return _missing(url)
+        return f"there is no bucket {bucket!r}. Check the spelling or run `gcloud storage buckets create gs://{bucket}`"
     if code == 429 or code >= 500:
-        return StorageError(
-            f"Cannot use {url}: Google Cloud Storage is busy or failing ({code}), also after retries. Try again later; "
-            f"https://status.cloud.google.com tells of outages. ({words})"
+        return (
+            f"Google Cloud Storage is busy or failing ({code}). Try later; https://status.cloud.google.com knows more"
         )
-    return StorageError(f"Cannot use {url}: Google Cloud Storage refused the request ({code}): {words}.")
-
-
-def _explain_local(error: BaseException, url: str) -> StorageError | None:
-    if not isinstance(error, OSError):
-        return None
-    try:
-        with explaining(str(error.filename or url), "transfer"):
-            raise error
-    except StorageError as told:
-        return told
+    return f"Google Cloud Storage refused the request ({code})"
 
 
 def _missing(url: str) -> MissingError:
@@ -196,22 +174,16 @@ def _missing(url: str) -> MissingError:
     return MissingError(f"There is no object {url}; `gcloud storage ls {parent}/` lists what is there.")
 
 
-def _short_text(error: BaseException) -> str:
-    """The server's first line, cut to what fits on a terminal."""
-    text = str(getattr(error, "message", "") or error)
-    return " ".join(text.split())[:300].rstrip(".")
-
-
-def _look(bucket: Any, name: str, limits: dict[str, Any]) -> Any:
+def _look(bucket: Any, name: str, *, short: bool = False) -> Any:
     """The object's metadata (generation, size, crc32c) as they are now, or None."""
-    return bucket.get_blob(name, **limits)
+    return bucket.get_blob(name, **_limits(short=short))
 
 
 def exists(url: str) -> bool:
     """True when there is an object of that name or one whose name begins with it and a slash."""
     _, name = split(url)
     with _bucket(url) as bucket:
-        if name and not url.endswith("/") and _look(bucket, name, _short()) is not None:
+        if name and not url.endswith("/") and _look(bucket, name, short=True) is not None:
             return True
     return is_folder(url)
 
@@ -222,7 +194,7 @@ def is_folder(url: str) -> bool:
 
     _, name = split(url)
     with _bucket(url) as bucket:
-        found = bucket.list_blobs(prefix=f"{name}/" if name else "", max_results=1, **_short())
+        found = bucket.list_blobs(prefix=f"{name}/" if name else "", max_results=1, **_limits(short=True))
         try:
             return any(True for _ in found) or not name
         except NotFound:  # the bucket itself
@@ -236,7 +208,7 @@ def list_names(url: str) -> list[str]:
     _, name = split(url)
     prefix = f"{name}/" if name else ""
     with _bucket(url) as bucket:
-        found = bucket.list_blobs(prefix=prefix, delimiter="/", **_short())
+        found = bucket.list_blobs(prefix=prefix, delimiter="/", **_limits(short=True))
         try:
             objects = [blob.name for blob in found]
         except NotFound:
@@ -255,13 +227,13 @@ def check_access(url: str) -> list[str]:
     _, name = split(url)
     prefix = f"{name}/" if name else ""
     with _bucket(url) as bucket:
-        list(bucket.list_blobs(prefix=prefix, max_results=1, **_short()))
+        list(bucket.list_blobs(prefix=prefix, max_results=1, **_limits(short=True)))
         probe = bucket.blob(f"{prefix}.slm-write-check-{os.urandom(6).hex()}")
         # 412: an answer was lost, the retry met our own object; nobody else knows this name.
         with contextlib.suppress(api.PreconditionFailed):
-            probe.upload_from_string(b"", if_generation_match=0, checksum="crc32c", **_short())
+            probe.upload_from_string(b"", if_generation_match=0, checksum="crc32c", **_limits(short=True))
         try:
-            probe.delete(**_short())
+            probe.delete(**_limits(short=True))
         except api.NotFound:
             return []
         except api.GoogleAPIError as error:
@@ -301,7 +273,7 @@ def upload(local_path: str, url: str, *, overwrite: bool = False) -> None:
     with explaining(local_path, "read"):
         ours = _fingerprint(local_path)
     with _bucket(url) as bucket:
-        seen = _look(bucket, name, _patient())
+        seen = _look(bucket, name)
         if _is(seen, ours):
             return
         if seen is not None and not overwrite:
@@ -311,11 +283,11 @@ def upload(local_path: str, url: str, *, overwrite: bool = False) -> None:
             try:
                 blob = bucket.blob(name, chunk_size=CHUNK_BYTES)
                 checks = {"if_generation_match": generation, "checksum": "crc32c"}
-                blob.upload_from_filename(local_path, **checks, **_patient())
+                blob.upload_from_filename(local_path, **checks, **_limits())
                 return
             except (api.GoogleAPIError, DataCorruption, requests.RequestException) as error:
                 # An answer can be lost after the bytes arrived, and the retry then meets our own object (412).
-                now = _look(bucket, name, _patient())
+                now = _look(bucket, name)
                 if _is(now, ours):
                     return
                 if now is None and isinstance(error, DataCorruption):
@@ -339,11 +311,11 @@ def _fetch(url: str, into: str) -> None:
     name = _object_name(url)
     with _bucket(url) as bucket:
         for attempt in range(1, ATTEMPTS + 1):
-            blob = _look(bucket, name, _patient())
+            blob = _look(bucket, name)
             if blob is None:
                 raise _missing(url)
             try:
-                blob.download_to_filename(into, if_generation_match=blob.generation, checksum="crc32c", **_patient())
+                blob.download_to_filename(into, if_generation_match=blob.generation, checksum="crc32c", **_limits())
             except _worth_another_try():
                 if attempt == ATTEMPTS:
                     raise
@@ -377,22 +349,19 @@ def open_read(url: str) -> Iterator[BinaryIO]:
     """A seekable stream over an object, by gcsfs; its bytes are not verified."""
     # With this feature on, gcsfs waits 40 to 90 s for gRPC wherever that is not let through.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    import aiohttp
     import gcsfs
-    from gcsfs.retry import HttpError
 
     path = "/".join([split(url)[0], _object_name(url)])
     with _explaining_network(url):
+        # Found credentials are handed over: gcsfs, left to look for itself, turns anonymous after 16 to 43 s.
+        token = "anon" if _emulated() else _credentials()[0]
+        system = gcsfs.GCSFileSystem(token=token, requests_timeout=ANSWER_SECONDS, use_listings_cache=False)
         try:
-            # Found credentials are handed over: gcsfs, left to look for itself, turns anonymous after 16 to 43 s.
-            token = "anon" if _emulated() else _credentials()[0]
-            system = gcsfs.GCSFileSystem(token=token, requests_timeout=ANSWER_SECONDS, use_listings_cache=False)
-            with system.open(path, "rb") as file:
-                yield file
+            stream = system.open(path, "rb")
         except FileNotFoundError as error:
             raise _missing(url) from error
-        except (aiohttp.ClientError, HttpError) as error:
-            raise StorageError(f"Cannot read {url}: {_short_text(error)}; try again, or download it first.") from error
+        with stream:
+            yield stream
 
 
 def move(source: str, target: str) -> None:
@@ -401,21 +370,24 @@ def move(source: str, target: str) -> None:
 
     name, new_name = _object_name(source), _object_name(target)
     with _bucket(source) as bucket:
-        old = _look(bucket, name, _patient())
+        old = _look(bucket, name)
         if old is None:
             raise _missing(source)
         new_bucket = bucket.client.bucket(split(target)[0])
         new = new_bucket.blob(new_name)
         checks = {"if_generation_match": 0, "if_source_generation_match": old.generation}
         try:
-            token, _, _ = new.rewrite(old, **checks, **_patient())
+            token, _, _ = new.rewrite(old, **checks, **_limits())
             while token is not None:
-                token, _, _ = new.rewrite(old, token=token, **checks, **_patient())
+                token, _, _ = new.rewrite(old, token=token, **checks, **_limits())
         except PreconditionFailed as error:
-            if not _is(_look(new_bucket, new_name, _patient()), (old.size, old.crc32c)):
+            there = _look(new_bucket, new_name)
+            if there is None:
+                raise  # the source changed meanwhile
+            if not _is(there, (old.size, old.crc32c)):
                 raise ExistsError(f"Cannot move {source}: {target} exists; choose another name.") from error
         with contextlib.suppress(NotFound):  # an answer was lost, and the retry found nothing left to delete
-            old.delete(if_generation_match=old.generation, **_patient())
+            old.delete(if_generation_match=old.generation, **_limits())
 
 
 def remove(url: str) -> None:
@@ -424,4 +396,4 @@ def remove(url: str) -> None:
 
     name = _object_name(url)
     with _bucket(url) as bucket, contextlib.suppress(NotFound):
-        bucket.blob(name).delete(**_patient())
+        bucket.blob(name).delete(**_limits())

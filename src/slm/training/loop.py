@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from slm.config import TrainConfig
+from slm.config import IGNORE_INDEX, TrainConfig
 from slm.data.batches import Batches, stream_seed
 from slm.data.tokenizer import Tokenizer
 from slm.metrics.evaluate import evaluate, evaluation_batch_size
-from slm.model.loss import IGNORE_INDEX, WithLoss
+from slm.model.loss import WithLoss
 from slm.training.device import Machine, choose_machine, seeded
 from slm.training.optimizer import learning_rate_at, make_optimizer
 from slm.training.saving import RunFolder, pack_model
@@ -172,7 +172,7 @@ class _Trainer:
         try:
             for epoch, is_epoch_end, tokens, targets in self.steps():
                 self.run_step(epoch, tokens, targets)
-                if should_stop():
+                if self.step < self.total_steps and should_stop():
                     self.history.status = "interrupted"
                 if self.history.status != "finished":
                     break

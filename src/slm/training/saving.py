@@ -133,7 +133,7 @@ def versions() -> dict[str, str]:
     """The versions that a run was made with."""
     return {
         "slm": __version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "python": platform.python_version(),
         "platform": platform.platform(),
     }

@@ -1,0 +1,65 @@
+"""The public names of slm. Made by docs/generate.py; do not edit."""
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+from slm._version import __version__ as __version__
+from slm.config import DataConfig as DataConfig, ModelConfig as ModelConfig, RunOptions as RunOptions, TrainConfig as TrainConfig, UserError as UserError
+from slm.data.dataset import TextDataset as TextDataset
+from slm.data.tokenizer import Tokenizer as Tokenizer, make_tokenizer as make_tokenizer
+from slm.model.kv_cache import KVCache as KVCache
+from slm.model.loss import WithLoss as WithLoss, next_token_loss as next_token_loss
+from slm.model.transformer import LanguageModel as LanguageModel
+from slm.run import Run as Run, load as load, stream as stream
+from slm.training.loop import History as History, train_and_evaluate as train_and_evaluate
+from slm.training.loop import Record
+
+def train(
+    data: str | os.PathLike[str] | Iterable[str] | None = None,
+    *,
+    on_log: Callable[[Record], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    val_data: str | os.PathLike[str] | None = None,
+    val_fraction: float = 0.1,
+    tokenizer: str | os.PathLike[str] = "bpe",
+    vocab_size: int = 10000,
+    embed_dim: int = 128,
+    num_heads: int = 4,
+    num_layers: int = 2,
+    hidden_dim: int = 512,
+    max_seq_len: int = 128,
+    dropout: float = 0.0,
+    bias: bool = True,
+    tie_embeddings: bool = False,
+    positions: Literal["learned", "rope"] = "learned",
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm",
+    mlp: Literal["gelu", "relu2", "swiglu"] = "gelu",
+    num_kv_heads: int | None = None,
+    qk_norm: bool = False,
+    rope_base: float = 10000.0,
+    norm_eps: float = 1e-05,
+    batch_size: int = 32,
+    micro_batch_size: int | None = None,
+    learning_rate: float = 0.001,
+    epochs: int = 5,
+    max_steps: int | None = None,
+    seed: int = 42,
+    schedule: Literal["linear", "cosine", "constant"] = "linear",
+    warmup_steps: int | None = None,
+    min_learning_rate: float = 0.0,
+    weight_decay: float = 0.1,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    max_grad_norm: float = 1.0,
+    eval_every: int | None = None,
+    log_every: int = 10,
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+    threads: int | None = None,
+    model_dir: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    config: str | os.PathLike[str] | None = None,
+    repeat: str | os.PathLike[str] | None = None,
+    quiet: bool = False,
+) -> Run: ...

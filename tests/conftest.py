@@ -1,0 +1,106 @@
+"""A small text with something to learn, sizes that train in a second, and two servers that speak for a bucket."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gcs_fake import FakeGCS
+from google.cloud.storage import blob as client_blob
+
+from slm.storage import gcs
+
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "bird",
+    "sees",
+    "likes",
+    "finds",
+    "red",
+    "small",
+    "old",
+    "house",
+    "tree",
+    "river",
+    "and",
+    "then",
+]
+SMALL = {
+    "tokenizer": "char",
+    "embed_dim": 16,
+    "num_heads": 2,
+    "num_layers": 1,
+    "hidden_dim": 32,
+    "max_seq_len": 16,
+    "batch_size": 8,
+    "max_steps": 12,
+    "device": "cpu",
+    "precision": "fp32",
+    "threads": 1,
+    "quiet": True,
+}
+
+
+def make_text(num_words: int = 2000) -> str:
+    """Lines of six words from a small vocabulary."""
+    draw = random.Random(0)
+    words = [draw.choice(WORDS) for _ in range(num_words)]
+    return "\n".join(" ".join(words[i : i + 6]) for i in range(0, num_words, 6)) + "\n"
+
+
+@pytest.fixture(scope="session")
+def text() -> str:
+    return make_text()
+
+
+@pytest.fixture
+def text_file(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "text.txt"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits of milliseconds, and resumable uploads from 256 KiB on."""
+    for name, seconds in {"FIRST_WAIT": 0.01, "ANSWER": 2.0, "RETRY": 2.0, "CHECK_ANSWER": 0.3}.items():
+        monkeypatch.setattr(gcs, f"{name}_SECONDS", seconds)
+    monkeypatch.setattr(gcs, "CHECK_RETRY_SECONDS", 0.3)
+    monkeypatch.setattr(gcs, "CHUNK_BYTES", 256 * 1024)
+    monkeypatch.setattr(client_blob, "_MAX_MULTIPART_SIZE", 256 * 1024)
+
+
+@pytest.fixture
+def fake(impatient: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGCS]:
+    with FakeGCS("bucket", "other") as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def emulator() -> Iterator[Any]:
+    """gcp-storage-emulator, once for all tests since it takes half a second to stop."""
+    from gcp_storage_emulator.server import create_server
+
+    server = create_server("127.0.0.1", 0, in_memory=True, default_bucket="bucket")
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(params=["fake", "emulator"])
+def service(request: pytest.FixtureRequest, impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of two independent servers in turn; both hold the empty bucket `bucket`."""
+    server = request.getfixturevalue(request.param)
+    if request.param == "emulator":
+        server.wipe(keep_buckets=True)
+        host, port = server._api._httpd.socket.getsockname()
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://{host}:{port}")

@@ -1,0 +1,346 @@
+"""Laws of whole runs: what `slm.train` returns, writes, repeats and refuses, and what `slm.load` brings back."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SMALL, make_text
+
+import slm
+from slm.config import FIELDS
+from slm.metrics import evaluate
+from slm.storage import checkpoint, files
+from slm.training import device as device_module
+
+TIMING = {"tokens_per_second", "elapsed_seconds"}
+pytestmark = pytest.mark.filterwarnings("ignore:only 12 steps")
+
+
+def records_of(folder: str | Path) -> list[dict[str, Any]]:
+    lines = files.read_bytes(files.join(str(folder), "metrics.jsonl")).decode().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMING} for line in lines]
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_notebook_trains_and_writes_nothing(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = slm.train([text], **SMALL)
+    assert run.generate("the cat", max_new_tokens=5, seed=1).startswith("the cat")
+    assert names_in(tmp_path) == set()
+
+
+def test_a_loaded_run_equals_the_saved_one(tmp_path: Path, text_file: str) -> None:
+    run = slm.train(text_file, **SMALL)
+    run.save(tmp_path / "run")
+    for path in (tmp_path / "run", str(tmp_path / "run" / "model.pt")):
+        again = slm.load(path)
+        assert again.metrics == run.metrics
+        assert again.step == run.step
+        assert again.generate("the", seed=3) == run.generate("the", seed=3)
+        assert again.generate("the", temperature=0) == run.generate("the", temperature=0)
+        for a, b in zip(again.model.parameters(), run.model.parameters(), strict=True):
+            assert torch.equal(a, b)
+    assert names_in(tmp_path / "run") == {"model.pt", "config.toml", "metrics.jsonl"}
+
+
+def test_one_file_is_all_one_needs(tmp_path: Path, text_file: str) -> None:
+    run = slm.train(text_file, model_dir=tmp_path / "run", **SMALL)
+    moved = (tmp_path / "run" / "model.pt").rename(tmp_path / "elsewhere.pt")
+    again = slm.load(moved)
+    assert again.generate("a", seed=1) == run.generate("a", seed=1)
+    assert again.model.config == run.model.config
+    assert again.resolved == run.resolved
+    assert again.made_with["data_fingerprint"] == run.made_with["data_fingerprint"]
+
+
+def test_streamed_pieces_join_to_the_generated_text(text: str) -> None:
+    run = slm.train([text + "naïve 😀 "], **(SMALL | {"tokenizer": "byte"}))
+    pieces = list(slm.stream(run, "the", max_new_tokens=60, seed=5))
+    assert "the" + "".join(pieces) == run.generate("the", max_new_tokens=60, seed=5)
+
+
+def test_the_dummy_data_is_the_one_of_the_original() -> None:
+    run = slm.train(**(SMALL | {"vocab_size": 50, "max_steps": 3}))
+    expected = torch.randint(0, 50, (10000,), generator=torch.Generator().manual_seed(42))
+    val_data = slm.TextDataset(expected[9000:], SMALL["max_seq_len"])
+    assert evaluate(run.model, val_data)["val_loss"] == pytest.approx(run.metrics["val_loss"], abs=1e-5)
+    assert run.metrics["val_loss"] == pytest.approx(math.log(50), abs=0.1)
+    with pytest.raises(slm.UserError, match="no tokenizer"):
+        run.generate("x")
+
+
+def test_the_validation_part_is_the_tail_and_is_not_trained_on(text: str) -> None:
+    # The tail is made of characters that training never shows: to the tokenizer they are unknown.
+    cut = int(len(text) * 0.9)
+    run = slm.train([text[:cut] + "Z" * (len(text) - cut)], **SMALL)
+    assert run.tokenizer is not None
+    assert run.tokenizer.encode("Z") == run.tokenizer.encode("\ufffd")
+    assert run.metrics["val_accuracy"] == 0
+
+
+def test_one_seed_gives_one_run_and_repeat_gives_it_again(
+    tmp_path: Path, text_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        monkeypatch.chdir(tmp_path)
+        slm.train("text.txt", model_dir=name, dropout=0.1, **(SMALL | {"tokenizer": "bpe", "vocab_size": 300}))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    slm.train(repeat=tmp_path / "a", model_dir="c", quiet=True)
+    folders = [tmp_path / "a", tmp_path / "b", tmp_path / "elsewhere" / "c"]
+    assert records_of(folders[0]) == records_of(folders[1]) == records_of(folders[2])
+    weights = [checkpoint.load_file(str(folder / "model.pt"))["model"] for folder in folders]
+    for name, tensor in weights[0].items():
+        assert torch.equal(tensor, weights[1][name]), name
+        assert torch.equal(tensor, weights[2][name]), name
+
+
+def test_repeat_takes_no_other_settings_and_no_other_data(tmp_path: Path, text_file: str) -> None:
+    slm.train(text_file, model_dir=tmp_path / "run", **SMALL)
+    with pytest.raises(slm.UserError, match=r"drop max_steps.*config"):
+        slm.train(repeat=tmp_path / "run", max_steps=3)
+    Path(text_file).write_text(make_text(1900))
+    with pytest.raises(slm.UserError, match="other data"):
+        slm.train(repeat=tmp_path / "run", model_dir=tmp_path / "again", quiet=True)
+    assert not (tmp_path / "again" / "config.toml").exists()
+
+
+def test_a_run_on_literal_text_says_that_it_cannot_be_repeated(tmp_path: Path, text: str) -> None:
+    slm.train([text], model_dir=tmp_path / "run", **SMALL)
+    with pytest.raises(slm.UserError, match="given in Python"):
+        slm.train(repeat=tmp_path / "run", quiet=True)
+
+
+def test_config_toml_holds_what_was_asked_and_what_it_became(tmp_path: Path, text_file: str) -> None:
+    run = slm.train(text_file, model_dir=tmp_path / "run", **SMALL)
+    written = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    resolved, made_with = written.pop("resolved"), written.pop("made_with")
+    assert written == {"data": text_file} | {k: v for k, v in SMALL.items() if k != "quiet"}
+    assert resolved["vocab_size"] == run.model.config.vocab_size < 10000
+    assert (resolved["warmup_steps"], resolved["eval_every"], resolved["micro_batch_size"]) == (0, 1, 8)
+    assert made_with["slm"] == slm.__version__
+    with pytest.warns(UserWarning, match="only 3 steps"):
+        again = slm.train(config=tmp_path / "run" / "config.toml", max_steps=3, quiet=True)
+    assert again.model.config == run.model.config
+    assert again.history is not None
+    assert again.history.total_steps == 3
+
+
+def test_a_file_that_no_run_wrote_is_never_replaced(tmp_path: Path, text_file: str) -> None:
+    for name in ("config.toml", "model.pt", "metrics.jsonl"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_text("mine = 1\n")
+        (folder / "README.md").write_text("mine")
+        for overwrite in (False, True):
+            with pytest.raises(slm.UserError, match=f"{name} exists and no run of slm wrote it"):
+                slm.train(text_file, model_dir=folder, overwrite=overwrite, **SMALL)
+        assert (folder / name).read_text() == "mine = 1\n"
+        assert names_in(folder) == {name, "README.md"}
+
+
+def test_a_run_is_moved_aside_on_request_and_kept_otherwise(tmp_path: Path, text_file: str) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "README.md").write_text("mine")
+    first = slm.train(text_file, model_dir=folder, **SMALL)
+    with pytest.raises(slm.UserError, match="already holds a run"):
+        slm.train(text_file, model_dir=folder, **SMALL)
+    for number in (1, 2):
+        slm.train(text_file, model_dir=folder, overwrite=True, seed=number, **SMALL)
+        assert names_in(folder / f"previous-{number}") == {"model.pt", "config.toml", "metrics.jsonl"}
+    assert slm.load(folder / "previous-1").metrics == first.metrics
+    assert slm.load(folder).resolved["seed"] == 2
+    assert (folder / "README.md").read_text() == "mine"
+
+
+def test_a_run_refused_before_step_0_leaves_the_old_one_where_it_is(tmp_path: Path, text_file: str) -> None:
+    slm.train(text_file, model_dir=tmp_path / "run", **SMALL)
+    with pytest.raises(slm.UserError, match="needs about"):
+        slm.train(text_file, model_dir=tmp_path / "run", overwrite=True, **(SMALL | {"embed_dim": 10**6}))
+    assert names_in(tmp_path / "run") == {"model.pt", "config.toml", "metrics.jsonl"}
+
+
+@pytest.mark.usefixtures("service")
+def test_a_run_in_the_cloud_equals_the_local_one(tmp_path: Path, text_file: str) -> None:
+    slm.train(text_file, model_dir=tmp_path / "run", **SMALL)
+    local = slm.load(tmp_path / "run")
+    for url in ("gs://bucket/", "gs://bucket/runs/first", f"memory://bucket/{tmp_path.name}"):
+        slm.train(text_file, model_dir=url, **SMALL)
+        remote = slm.load(url)
+        assert remote.metrics["val_loss"] == local.metrics["val_loss"]
+        data = slm.TextDataset(local.tokenizer.encode(make_text(300)), 16)  # type: ignore[union-attr]
+        assert evaluate(remote.model, data) == evaluate(local.model, data)
+        assert records_of(url) == records_of(tmp_path / "run")
+        with pytest.raises(slm.UserError, match="already holds a run"):
+            slm.train(text_file, model_dir=url, **SMALL)
+        slm.train(text_file, model_dir=url, overwrite=True, seed=7, **SMALL)
+        assert slm.load(files.join(url, "previous-1")).metrics["val_loss"] == local.metrics["val_loss"]
+        assert slm.load(url).resolved["seed"] == 7
+    assert not list(tmp_path.glob("gs*"))
+
+
+def test_an_upload_that_fails_keeps_the_run_here_and_says_where(
+    tmp_path: Path, text_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise files.StorageError("the bucket burns.")
+
+    monkeypatch.setattr(files, "upload", fail)
+    with pytest.warns(UserWarning, match="the bucket burns"):
+        run = slm.train(text_file, model_dir="memory://burning/run", **SMALL)
+    assert run.upload_error is not None
+    kept = run.upload_error.split(" is complete in ")[1].split(";")[0]
+    assert slm.load(kept).metrics == run.metrics
+
+
+def damaged(kind: str, good: bytes, folder: Path) -> bytes:
+    """The content of a model.pt that must be refused."""
+    path = folder / "made.pt"
+    content = torch.load(folder / "good" / "model.pt", weights_only=True)
+    if kind == "newer":
+        torch.save(content | {"format_version": 99}, path)
+    elif kind == "foreign":
+        torch.save({"state_dict": {"weight": torch.ones(3)}}, path)
+    elif kind == "other weights":
+        torch.save(content | {"model": {"weight": torch.ones(3)}}, path)
+    elif kind == "no tokenizer":
+        torch.save({k: v for k, v in content.items() if k != "tokenizer"}, path)
+    elif kind == "pickled object":
+        torch.save(torch.nn.Linear(2, 2), path)
+    elif kind == "foreign zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("hello.txt", "hello")
+    else:
+        return {"empty": b"", "text": b"hello " * 99, "cut": good[: len(good) // 2], "cut end": good[:-40]}[kind]
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("empty", "cut short"),
+        ("text", "not a model of slm"),
+        ("cut", "cut short"),
+        ("cut end", "cut short"),
+        ("newer", "upgrade slm"),
+        ("foreign", "not a model that slm saved"),
+        ("foreign zip", "damaged"),
+        ("other weights", "do not fit"),
+        ("no tokenizer", "do not fit"),
+        ("pickled object", "nothing in it was run"),
+    ],
+)
+def test_a_bad_model_file_is_refused_with_one_message(tmp_path: Path, text: str, kind: str, words: str) -> None:
+    slm.train([text], model_dir=tmp_path / "good", **SMALL)
+    path = tmp_path / "bad.pt"
+    path.write_bytes(damaged(kind, (tmp_path / "good" / "model.pt").read_bytes(), tmp_path))
+    with pytest.raises(slm.UserError, match=words) as caught:
+        slm.load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_that_would_need_code_to_be_read_back_is_never_written(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="plain"):
+        checkpoint.save_file(str(tmp_path / "x.pt"), {"a": [{"b": torch.Size([1])}]})
+    assert names_in(tmp_path) == set()
+
+
+def test_a_module_that_is_not_ours_can_be_saved_and_says_how_to_load_it(tmp_path: Path) -> None:
+    module = torch.nn.Embedding(7, 7)
+    data = slm.TextDataset(torch.arange(100) % 7, 8)
+    config = slm.TrainConfig(max_steps=2, device="cpu", precision="fp32")
+    slm.train_and_evaluate(module, data, data, config, model_dir=str(tmp_path))
+    with pytest.raises(slm.UserError, match="load_state_dict"):
+        slm.load(tmp_path)
+    module.load_state_dict(slm.storage.load_file(str(tmp_path / "model.pt"))["model"])
+
+
+def test_what_cannot_fit_in_memory_is_refused_with_the_setting_to_change(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(slm.UserError, match="lower --embed_dim"):
+        slm.train([text], **(SMALL | {"embed_dim": 2_000_000}))
+    monkeypatch.setattr(device_module, "_physical_memory", lambda: 10_000_000)
+    with pytest.raises(slm.UserError, match="Lower --micro_batch_size"):
+        slm.train([text], **(SMALL | {"batch_size": 10_000}))
+    slm.train([text], **SMALL)
+
+
+def test_the_memory_estimate_is_near_what_a_step_keeps(text: str) -> None:
+    """Counts what autograd saves for the backward pass, and weights, gradients and moments, against the estimate."""
+    config = slm.ModelConfig(vocab_size=500, embed_dim=64, hidden_dim=256, num_layers=3, max_seq_len=32)
+    model, saved = slm.LanguageModel(config), {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    tokens = torch.zeros(16, 32, dtype=torch.int64)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        slm.WithLoss(model)(tokens, tokens)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    activations = sum(size for pointer, size in saved.items() if pointer not in weights)
+    counted = 4 * 5 * config.num_parameters + activations
+    assert 0.9 <= device_module.estimate_memory(config, 16, 32) / counted <= 2.5
+
+
+def test_too_few_steps_and_short_windows_are_warned_of(text: str) -> None:
+    with pytest.warns(UserWarning, match=r"only 5 steps.*--epochs or --max_steps"):
+        slm.train([text], **(SMALL | {"max_steps": 5}))
+    with pytest.warns(UserWarning, match="shortened from 16 to"):
+        slm.train(["a short text, it is."], **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"), [(["a"], "at least 2"), ([], "empty"), ([""], "empty"), (["ab"], "at least 2")]
+)
+def test_too_little_text_is_refused_with_the_minimum(texts: list[str], words: str) -> None:
+    with pytest.raises(slm.UserError, match=words):
+        slm.train(texts, **SMALL)
+
+
+def test_a_vocabulary_that_was_asked_for_is_an_upper_bound(text: str) -> None:
+    run = slm.train([text], **(SMALL | {"tokenizer": "bpe", "vocab_size": 5000}))
+    assert run.tokenizer is not None
+    assert run.model.config.vocab_size == run.tokenizer.vocab_size < 5000
+    with pytest.raises(slm.UserError, match="vocab_size = 5"):
+        slm.train([text], **(SMALL | {"vocab_size": 5}))
+
+
+def test_the_recipe_of_nanogpt_can_be_said_in_settings(text: str) -> None:
+    run = slm.train(
+        [text], **SMALL, bias=False, tie_embeddings=True, schedule="cosine", min_learning_rate=1e-4, warmup_steps=2,
+        beta2=0.99, weight_decay=0.1, max_grad_norm=1.0, dropout=0.0, learning_rate=1e-3,
+    )  # fmt: skip
+    assert not any(name.endswith("bias") for name, _ in run.model.named_parameters())
+    assert run.model.lm_head.weight is run.model.embedding.weight
+
+
+def test_unknown_and_wrong_settings_are_refused_by_name(text: str) -> None:
+    with pytest.raises(slm.UserError, match="embed_dims is not a setting.*Did you mean embed_dim"):
+        slm.train([text], embed_dims=3)  # type: ignore[call-arg]
+    with pytest.raises(slm.UserError, match="device = 'cuda:77'"):
+        slm.train([text], device="cuda:77")
+
+
+def test_a_path_that_is_missing_says_how_to_pass_literal_text() -> None:
+    with pytest.raises(FileNotFoundError, match="literal text goes in a list"):
+        slm.train("Once upon a time")
+
+
+def test_every_setting_is_a_keyword_with_its_default() -> None:
+    keywords = inspect.signature(slm.train).parameters
+    for name, field in FIELDS.items():
+        assert keywords[name].default == (None if name == "model_dir" else field.default), name

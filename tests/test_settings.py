@@ -1,0 +1,241 @@
+"""Laws of the layers of settings and of config.toml."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as law
+from hypothesis import strategies as st
+
+from slm.config import CONFIGS, FIELDS, RunOptions, UserError
+from slm.settings import MARKER, flat, layered, merge, nearest, read_config, read_table, read_toml, write_config
+
+OPTIONS = {field.name for field in dataclasses.fields(RunOptions)}
+COUNTS = st.integers(1, 2**62)
+# Quotes, backslashes, line breaks, control characters and letters outside ASCII come often.
+TEXTS = st.text(st.one_of(st.sampled_from("\"'\\\n\r\t\x00\x7f#=[]é漢😀\u2028"), st.characters(codec="utf-8")))
+SHARES = st.floats(0, 1, exclude_min=True, exclude_max=True)
+OPTIONAL_COUNTS = st.none() | COUNTS
+VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "vocab_size": st.integers(2, 2**40),
+    "num_layers": COUNTS,
+    "hidden_dim": COUNTS,
+    "max_seq_len": COUNTS,
+    "dropout": SHARES,
+    "bias": st.booleans(),
+    "tie_embeddings": st.booleans(),
+    "qk_norm": st.booleans(),
+    "norm": st.sampled_from(["layernorm", "rmsnorm"]),
+    "mlp": st.sampled_from(["gelu", "relu2", "swiglu"]),
+    "positions": st.sampled_from(["learned", "rope"]),
+    "norm_eps": st.floats(5e-324, 1e308),
+    "data": st.none() | TEXTS,
+    "val_data": st.none() | TEXTS,
+    "tokenizer": TEXTS,
+    "val_fraction": SHARES,
+    "batch_size": COUNTS,
+    "micro_batch_size": OPTIONAL_COUNTS,
+    "learning_rate": st.floats(1e-3, 1e300) | st.integers(1, 9),
+    "min_learning_rate": st.floats(0, 1e-3),
+    "epochs": COUNTS,
+    "max_steps": OPTIONAL_COUNTS,
+    "seed": st.integers(0, 2**70),
+    "warmup_steps": st.none() | st.integers(0, 10**9),
+    "device": TEXTS,
+    "schedule": st.sampled_from(["linear", "cosine", "constant"]),
+    "eval_every": OPTIONAL_COUNTS,
+    "threads": OPTIONAL_COUNTS,
+}
+SETTINGS = st.fixed_dictionaries({}, optional=VALUES)
+INVOCATION = st.fixed_dictionaries(
+    {}, optional={"model_dir": st.none() | TEXTS, "overwrite": st.booleans(), "quiet": st.booleans()}
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("settings")
+
+
+def write(folder: Path, content: str | bytes, name: str = "config.toml") -> str:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+def present(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def test_no_layers_give_the_defaults() -> None:
+    settings = merge({})
+    assert (settings.data, settings.model, settings.train, settings.options) == tuple(config() for config in CONFIGS)
+    assert settings.origins == {}
+    assert settings.asked() == {}
+
+
+@law(deadline=None, max_examples=60)
+@given(layers=st.lists(st.tuples(SETTINGS, INVOCATION).map(lambda pair: pair[0] | pair[1]), max_size=4))
+def test_later_layers_win_and_origins_name_the_last_that_set_each(layers: list[dict[str, Any]]) -> None:
+    settings = merge({f"layer {index}": keys for index, keys in enumerate(layers)})
+    expected = {name: field.default for name, field in FIELDS.items()}
+    origins = {}
+    for index, keys in enumerate(layers):
+        expected.update(keys)
+        origins.update(dict.fromkeys(keys, f"layer {index}"))
+    assert flat(settings.data, settings.model, settings.train, settings.options) == expected
+    assert settings.origins == origins
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"), [("learning_rat", "learning_rate"), ("embed_dims", "embed_dim"), ("Seed", "seed")]
+)
+def test_an_unknown_name_is_refused_with_the_nearest_and_its_layer(name: str, suggestion: str) -> None:
+    with pytest.raises(UserError, match=rf"{name} is not a setting \(my layer\)\. Did you mean {suggestion}\?"):
+        merge({"first": {"epochs": 1}, "my layer": {name: 1}})
+
+
+def test_a_name_like_no_other_gets_no_suggestion() -> None:
+    assert nearest("zzzzqqqq", FIELDS) == ""
+    with pytest.raises(UserError, match=r"zzzzqqqq is not a setting \(flag\)\.$"):
+        merge({"flag": {"zzzzqqqq": 1}})
+
+
+def test_a_bad_value_is_refused_in_whichever_layer_it_stays() -> None:
+    with pytest.raises(UserError, match="epochs = 0"):
+        merge({"file": {"epochs": 0}})
+    assert merge({"file": {"epochs": 0}, "flag": {"epochs": 1}}).train.epochs == 1
+
+
+@law(deadline=None, max_examples=100)
+@given(asked=SETTINGS, resolved=SETTINGS, versions=st.dictionaries(st.text(min_size=1), TEXTS, max_size=3))
+def test_what_is_written_to_config_toml_is_read_back(
+    folder: Path, asked: dict[str, Any], resolved: dict[str, Any], versions: dict[str, str]
+) -> None:
+    path = write(folder, write_config(asked, resolved, versions))
+    assert read_config(path) == present(asked)
+    assert read_table(str(folder), "resolved") == present(resolved)
+    assert read_table(str(folder), "made_with") == versions
+    kinds = {name: type(value) for name, value in present(asked).items()}
+    assert {name: type(value) for name, value in read_config(path).items()} == kinds
+
+
+@law(deadline=None, max_examples=60)
+@given(keys=SETTINGS)
+def test_a_run_of_its_own_config_toml_asks_for_the_same(folder: Path, keys: dict[str, Any]) -> None:
+    settings = merge({"keyword": keys})
+    path = write(folder, write_config(settings.asked(), flat(settings.data, settings.model, settings.train), {}))
+    again = layered({"config": path}, "flag")
+    assert (again.data, again.model, again.train) == (settings.data, settings.model, settings.train)
+    assert again.asked() == settings.asked()
+
+
+@law(deadline=None, max_examples=60)
+@given(keys=SETTINGS)
+def test_a_repeated_run_has_the_resolved_settings(folder: Path, keys: dict[str, Any]) -> None:
+    settings = merge({"keyword": keys})
+    write(folder, write_config({"epochs": 77}, flat(settings.data, settings.model, settings.train), {}))
+    again = layered({"repeat": str(folder)}, "flag")
+    assert (again.data, again.model, again.train) == (settings.data, settings.model, settings.train)
+
+
+def test_config_toml_begins_with_the_marker_of_a_run() -> None:
+    assert write_config({"epochs": 1}, {}, {}).decode().splitlines()[0] == MARKER
+
+
+def test_none_is_left_out_of_config_toml() -> None:
+    written = write_config({"max_steps": None, "epochs": 3}, {"threads": None}, {"torch": None}).decode()
+    assert "epochs = 3" in written
+    assert not any(name in written for name in ("max_steps", "threads", "torch"))
+
+
+@pytest.mark.parametrize("content", [b"epochs = ", b"epochs = 1\nepochs = 2\n", b"= 3", b'data = "caf\xe9"\n'])
+def test_a_file_that_is_not_toml_is_a_user_error_that_names_it(tmp_path: Path, content: bytes) -> None:
+    path = write(tmp_path, content, "mine.toml")
+    with pytest.raises(UserError, match=r"mine\.toml is not a valid TOML file"):
+        read_toml(path)
+    with pytest.raises(UserError, match=r"mine\.toml"):
+        layered({"config": path}, "flag")
+
+
+def test_a_missing_config_file_is_named(tmp_path: Path) -> None:
+    for keys in ({"config": str(tmp_path / "nowhere.toml")}, {"repeat": str(tmp_path / "nowhere")}):
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            layered(keys, "flag")
+
+
+@pytest.mark.parametrize("table", ["model", "data", "train", "training"])
+def test_a_table_of_the_users_own_is_refused_not_ignored(tmp_path: Path, table: str) -> None:
+    path = write(tmp_path, f"epochs = 2\n[{table}]\nembed_dim = 64\n")
+    with pytest.raises(UserError, match=table):
+        layered({"config": path}, "flag")
+
+
+def test_an_unknown_name_in_a_file_is_refused_with_the_path(tmp_path: Path) -> None:
+    path = write(tmp_path, "epoch = 2\n", "mine.toml")
+    with pytest.raises(UserError, match=r"epoch is not a setting \(.*mine\.toml\)\. Did you mean epochs\?"):
+        layered({"config": path}, "flag")
+
+
+@law(deadline=None, max_examples=60)
+@given(inside=SETTINGS, flags=SETTINGS)
+def test_flags_win_over_the_file(folder: Path, inside: dict[str, Any], flags: dict[str, Any]) -> None:
+    path = write(folder, write_config(inside, {"epochs": 99}, {}))
+    settings = layered({**flags, "config": path}, "flag")
+    defaults = {name: FIELDS[name].default for name in FIELDS}
+    expected = {**defaults, **present(inside), **flags, "config": path}
+    assert flat(settings.data, settings.model, settings.train, settings.options) == expected
+    expected_origins = dict.fromkeys(present(inside), path) | dict.fromkeys([*flags, "config"], "flag")
+    assert settings.origins == expected_origins
+
+
+def a_run(folder: Path) -> str:
+    write(folder, write_config({"epochs": 3}, {"epochs": 3, "num_layers": 1}, {}))
+    return str(folder)
+
+
+@pytest.mark.parametrize("others", [{"epochs": 4}, {"data": "x"}, {"embed_dim": 8, "seed": 1}, {"config": "c.toml"}])
+def test_repeat_refuses_other_settings_by_name(tmp_path: Path, others: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"drop {', '.join(sorted(others))}"):
+        layered({"repeat": a_run(tmp_path), **others}, "flag")
+
+
+@pytest.mark.parametrize("kept", [(), ("model_dir",), ("overwrite",), ("quiet",), ("model_dir", "overwrite", "quiet")])
+def test_repeat_takes_what_concerns_the_invocation(tmp_path: Path, kept: tuple[str, ...]) -> None:
+    values = {"model_dir": "elsewhere", "overwrite": True, "quiet": True}
+    settings = layered({"repeat": a_run(tmp_path), **{name: values[name] for name in kept}}, "flag")
+    assert settings.train.epochs == 3
+    assert settings.model.num_layers == 1
+    for name in kept:
+        assert getattr(settings.options, name) == values[name]
+
+
+def test_repeat_needs_the_table_that_a_run_leaves(tmp_path: Path) -> None:
+    write(tmp_path, "epochs = 3\n")
+    with pytest.raises(UserError, match=r"config\.toml has no \[resolved\] table"):
+        layered({"repeat": str(tmp_path)}, "flag")
+
+
+@law(deadline=None, max_examples=60)
+@given(keys=SETTINGS, options=INVOCATION)
+def test_asked_holds_what_was_set_and_nothing_of_the_invocation(keys: dict[str, Any], options: dict[str, Any]) -> None:
+    asked = merge({"flag": keys | options}).asked()
+    assert asked == present(keys)
+    assert not OPTIONS & set(asked)
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        merge({}).origins = {}  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", ["config", "repeat"])
+@pytest.mark.xfail(strict=True, reason="oddity: a config file may set repeat or config, and nothing comes of it")
+def test_a_config_file_cannot_set_what_then_has_no_effect(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, f'{name} = "elsewhere"\n')
+    with pytest.raises((UserError, OSError)):
+        layered({"config": path}, "flag")

@@ -1,0 +1,384 @@
+"""Laws of the training loop: what a step computes, and what a run records, repeats and refuses."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from slm.config import IGNORE_INDEX, ModelConfig, TrainConfig
+from slm.data.dataset import TextDataset
+from slm.metrics.evaluate import evaluate
+from slm.model.loss import WithLoss
+from slm.model.transformer import LanguageModel
+from slm.training.device import Machine, seeded
+from slm.training.loop import MAX_BAD_STEPS, History, train_and_evaluate, train_step
+from slm.training.optimizer import learning_rate_at, make_optimizer
+
+CPU = torch.device("cpu")
+TINY = ModelConfig(vocab_size=11, embed_dim=16, num_heads=2, num_layers=1, hidden_dim=32, max_seq_len=8)
+TIMING = {"tokens_per_second", "elapsed_seconds"}
+
+
+def make_model(config: ModelConfig = TINY, seed: int = 0) -> LanguageModel:
+    with seeded(CPU, seed):
+        return LanguageModel(config)
+
+
+def make_config(**settings: object) -> TrainConfig:
+    base = {"device": "cpu", "precision": "fp32", "threads": 1, "batch_size": 4, "max_steps": 10, "log_every": 1}
+    return TrainConfig(**(base | settings))  # type: ignore[arg-type]
+
+
+def make_data(num_tokens: int = 400, period: int = 7) -> TextDataset:
+    return TextDataset(torch.arange(num_tokens) % period, TINY.max_seq_len)
+
+
+def without_timing(history: History) -> list[dict[str, object]]:
+    return [{k: v for k, v in record.items() if k not in TIMING} for record in history.records]
+
+
+def step_once(
+    model: nn.Module, tokens: Tensor, targets: Tensor, micro_batch_size: int, precision: str = "fp32"
+) -> float:
+    machine = Machine(CPU, precision, 1, "")
+    config = make_config()
+    result = train_step(
+        WithLoss(model),
+        make_optimizer(model, config, CPU),
+        tokens,
+        targets,
+        micro_batch_size=micro_batch_size,
+        max_grad_norm=1.0,
+        machine=machine,
+        scaler=machine.grad_scaler(),
+    )
+    return result.loss
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 3, 5])
+def test_micro_batches_equal_the_whole_batch_also_with_ragged_masks(micro_batch_size: int) -> None:
+    tokens = torch.randint(0, 11, (6, 8), generator=torch.Generator().manual_seed(1))
+    targets = tokens.roll(-1, dims=1)
+    for row in range(6):
+        targets[row, 8 - row :] = IGNORE_INDEX  # from no to five masked targets
+    targets[5] = IGNORE_INDEX  # and one row without any
+    whole, split = make_model(), make_model()
+    # SGD shows a wrong gradient at once, where Adam's first step would hide its scale.
+    losses = []
+    for model, size in ((whole, 6), (split, micro_batch_size)):
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        machine = Machine(CPU, "fp32", 1, "")
+        losses.append(
+            train_step(
+                WithLoss(model),
+                optimizer,
+                tokens,
+                targets,
+                micro_batch_size=size,
+                max_grad_norm=0,
+                machine=machine,
+                scaler=machine.grad_scaler(),
+            ).loss
+        )
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    for (name, a), b in zip(whole.named_parameters(), split.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_a_gradient_longer_than_the_maximum_is_scaled_to_it() -> None:
+    tokens = torch.randint(0, 11, (4, 8), generator=torch.Generator().manual_seed(1))
+    moved = {}
+    for max_grad_norm in (0.01, 0.0):
+        model, machine = make_model(), Machine(CPU, "fp32", 1, "")
+        before = [p.detach().clone() for p in model.parameters()]
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        result = train_step(
+            WithLoss(model),
+            optimizer,
+            tokens,
+            tokens.roll(-1, dims=1),
+            micro_batch_size=4,
+            max_grad_norm=max_grad_norm,
+            machine=machine,
+            scaler=machine.grad_scaler(),
+        )
+        change = torch.stack([(p - b).square().sum() for p, b in zip(model.parameters(), before, strict=True)])
+        moved[max_grad_norm] = (change.sum().sqrt().item(), result.grad_norm)
+    assert moved[0.01][0] == pytest.approx(0.01, rel=1e-3)
+    assert moved[0.0][0] == pytest.approx(moved[0.0][1], rel=1e-4)  # 0 turns clipping off
+    assert moved[0.01][1] == pytest.approx(moved[0.0][1], rel=1e-6)  # the norm reported is that before clipping
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_trains_on_cpu_with_float32_weights(precision: str) -> None:
+    history = train_and_evaluate(
+        model := make_model(),
+        make_data(),
+        make_data(100),
+        make_config(precision=precision, max_steps=60, learning_rate=1e-2, log_every=20),
+    )
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert history.best is not None
+    assert history.best["val_loss"] < 1.0 < history.records[0]["train_loss"]
+
+
+def test_weight_decay_spares_vectors() -> None:
+    model = make_model()
+    groups = make_optimizer(model, make_config(weight_decay=0.3), CPU).param_groups
+    assert {p.dim() >= 2: g["weight_decay"] for g in groups for p in g["params"]} == {True: 0.3, False: 0.0}
+    assert sum(p.numel() for g in groups for p in g["params"]) == TINY.num_parameters
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_learning_rate_rises_to_its_peak_and_falls_to_its_end(schedule: str) -> None:
+    config = make_config(schedule=schedule, warmup_steps=10, learning_rate=0.5, min_learning_rate=0.1)
+    rates = [learning_rate_at(step, config, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.05 * (i + 1) for i in range(10)])
+    assert max(rates) == rates[10] == 0.5
+    assert all(b <= a for a, b in itertools.pairwise(rates))
+    assert rates[-1] == pytest.approx(0.5 if schedule == "constant" else 0.1, abs=0.01)
+    if schedule != "constant":
+        assert rates[55] == pytest.approx(0.3)  # half way, all fall half
+
+
+def test_the_schedule_reaches_the_optimizer() -> None:
+    history = train_and_evaluate(make_model(), make_data(), make_data(100), config := make_config(warmup_steps=3))
+    lrs = [record["lr"] for record in history.records if "lr" in record]
+    assert lrs == [learning_rate_at(step, config, 10) for step in range(10)]
+
+
+def test_training_learns_a_pattern_and_evaluation_knows_it() -> None:
+    history = train_and_evaluate(
+        make_model(), make_data(2000), make_data(100), make_config(max_steps=80, learning_rate=1e-2)
+    )
+    assert history.best is not None
+    assert history.best["val_loss"] < 0.1
+    assert history.best["val_accuracy"] > 0.95
+    assert history.best["val_perplexity"] == pytest.approx(math.exp(history.best["val_loss"]))
+
+
+def test_same_seed_gives_the_same_bits_and_another_seed_does_not() -> None:
+    config = ModelConfig(**{**TINY.__dict__, "dropout": 0.2})
+    weights, records = [], []
+    for seed in (1, 1, 2):
+        torch.manual_seed(torch.seed())  # whatever the caller's generator holds
+        model = make_model(config)
+        history = train_and_evaluate(model, make_data(), make_data(100), make_config(seed=seed))
+        weights.append(torch.cat([p.flatten() for p in model.parameters()]))
+        records.append(without_timing(history))
+    assert torch.equal(weights[0], weights[1])
+    assert records[0] == records[1]
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_evaluating_more_often_changes_nothing_in_training() -> None:
+    config = ModelConfig(**{**TINY.__dict__, "dropout": 0.2})
+    losses = []
+    for eval_every in (1, 10):
+        history = train_and_evaluate(
+            make_model(config), make_data(), make_data(100), make_config(eval_every=eval_every)
+        )
+        losses.append([r["train_loss"] for r in history.records if "train_loss" in r])
+    assert losses[0] == losses[1]
+
+
+def test_training_leaves_the_callers_random_state_and_threads_alone() -> None:
+    torch.manual_seed(7)
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    train_and_evaluate(make_model(), make_data(), make_data(100), make_config(threads=1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
+
+
+def test_records_have_the_fields_of_the_glossary_in_order_of_steps() -> None:
+    seen: list[dict[str, object]] = []
+    history = train_and_evaluate(
+        make_model(), make_data(), make_data(100), make_config(eval_every=4), on_log=seen.append
+    )
+    assert seen == history.records
+    log, evaluation = history.records[0], history.evaluations[0]
+    assert set(log) == {"step", "epoch", "train_loss", "lr", "grad_norm", "tokens_seen"} | TIMING
+    assert set(evaluation) == {
+        "step", "epoch", "val_loss", "val_accuracy", "val_perplexity", "tokens_seen", "elapsed_seconds"
+    }  # fmt: skip
+    assert [r["step"] for r in history.records] == sorted(r["step"] for r in history.records)
+    assert log["tokens_seen"] == 4 * 8
+
+
+def test_evaluations_come_at_every_interval_each_epochs_end_and_the_last_step() -> None:
+    data = make_data(8 * 12 + 8)  # 12 windows: 3 steps an epoch
+    history = train_and_evaluate(make_model(), data, make_data(100), make_config(eval_every=4, max_steps=10))
+    assert [(r["step"], r["epoch"]) for r in history.evaluations] == [(3, 1), (4, 2), (6, 2), (8, 3), (9, 3), (10, 4)]
+
+
+def test_there_are_about_twenty_evaluations_by_default() -> None:
+    history = train_and_evaluate(make_model(), make_data(8 * 400), make_data(20), make_config(max_steps=97))
+    assert 18 <= len(history.evaluations) <= 26
+
+
+@pytest.mark.parametrize(("max_steps", "epochs", "expected"), [(5, 9, 5), (None, 2, 6), (20, 1, 20)])
+def test_max_steps_ends_the_run_whatever_the_epochs(max_steps: int | None, epochs: int, expected: int) -> None:
+    data = make_data(8 * 12 + 8)
+    history = train_and_evaluate(make_model(), data, make_data(100), make_config(max_steps=max_steps, epochs=epochs))
+    assert history.total_steps == history.records[-1]["step"] == expected
+    assert history.status == "finished"
+
+
+def test_a_model_ends_with_its_best_evaluated_weights() -> None:
+    model = make_model()
+    val_data = make_data(100, period=5)  # another pattern: learning the first makes this worse in the end
+    history = train_and_evaluate(model, make_data(2000), val_data, make_config(max_steps=80, learning_rate=1e-2))
+    assert history.best is not None
+    assert history.best["step"] < 80
+    assert history.best["val_loss"] == min(r["val_loss"] for r in history.evaluations)
+    assert evaluate(model, val_data)["val_loss"] == pytest.approx(history.best["val_loss"], abs=1e-5)
+
+
+class Poisoned(nn.Module):
+    """A model whose output is no number from its n-th training step on."""
+
+    def __init__(self, first_bad_step: int, last_bad_step: int) -> None:
+        super().__init__()
+        self.model, self.calls = make_model(), 0
+        self.first, self.last = first_bad_step, last_bad_step
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = self.model(tokens)
+        if self.training:
+            self.calls += 1
+            if self.first <= self.calls <= self.last:
+                logits = logits * math.nan
+        return logits
+
+
+def test_a_few_bad_steps_are_skipped_and_change_nothing() -> None:
+    model = Poisoned(4, 4 + MAX_BAD_STEPS - 2)
+    history = train_and_evaluate(model, make_data(), make_data(100), make_config(max_steps=20))
+    assert history.status == "finished"
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_bad_steps_in_a_row_stop_the_run_with_the_reason_and_the_last_good_weights() -> None:
+    model = Poisoned(4, 10**9)
+    history = train_and_evaluate(model, make_data(), make_data(100), make_config(max_steps=50, eval_every=50))
+    assert history.status == "diverged"
+    assert "from step 4" in history.message
+    assert "learning rate" in history.message
+    assert "gradient norm" in history.message
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert history.best is not None  # the weights of step 3, evaluated
+    assert math.isfinite(history.best["val_loss"])
+
+
+class NeverFinite(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(11))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return (self.weight * math.nan).expand(*tokens.shape, 11)
+
+
+def test_nan_is_never_best() -> None:
+    history = train_and_evaluate(NeverFinite(), make_data(), make_data(100), make_config())
+    assert history.best is None
+
+
+def stop_after(steps: int) -> Callable[[], bool]:
+    calls = iter(range(10**9))
+    return lambda: next(calls) + 1 >= steps
+
+
+def test_a_request_to_stop_evaluates_once_more() -> None:
+    history = train_and_evaluate(
+        make_model(), make_data(), make_data(100), make_config(max_steps=50, eval_every=50), should_stop=stop_after(7)
+    )
+    assert history.status == "interrupted"
+    assert [r["step"] for r in history.evaluations] == [7]
+
+
+def test_a_request_that_comes_with_the_last_step_is_no_interruption() -> None:
+    history = train_and_evaluate(
+        make_model(), make_data(), make_data(100), make_config(max_steps=5), should_stop=stop_after(5)
+    )
+    assert history.status == "finished"
+
+
+def test_the_stop_button_of_a_notebook_returns_what_was_learned() -> None:
+    def press(record: dict[str, object]) -> None:
+        if record["step"] == 6 and "lr" in record:
+            raise KeyboardInterrupt
+
+    history = train_and_evaluate(make_model(), make_data(), make_data(100), make_config(eval_every=50), on_log=press)
+    assert history.status == "interrupted"
+    assert history.evaluations[-1]["step"] == 6
+
+
+class Pairs(Dataset[tuple[Tensor, Tensor]]):
+    """Any map-style dataset will do."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        tokens = (torch.arange(8) + index) % 7
+        return tokens, (tokens + 1) % 7
+
+
+class Bigram(nn.Module):
+    """A module from (B, T) to (B, T, V) that is not ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(7, 7)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = self.table(tokens)
+        return logits
+
+
+def test_any_module_and_any_dataset_train_also_outside_the_main_thread() -> None:
+    results: list[History] = []
+
+    def work() -> None:
+        config = make_config(max_steps=60, learning_rate=0.1)
+        results.append(train_and_evaluate(Bigram(), Pairs(), Pairs(), config))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert results[0].best is not None
+    assert results[0].best["val_loss"] < 0.2
+
+
+def test_evaluation_equals_a_plain_computation_in_float64() -> None:
+    model = make_model().train()
+    tokens = torch.randint(0, 11, (203,), generator=torch.Generator().manual_seed(3))
+    bytes_per_token = torch.arange(11)
+    metrics = evaluate(model, TextDataset(tokens, 8), batch_size=3, bytes_per_token=bytes_per_token)
+    assert model.training  # left as it was
+    nats, hits = 0.0, 0
+    model.eval()
+    for start in range(0, 202, 8):
+        window, targets = tokens[start : start + 8][: 202 - start], tokens[start + 1 : start + 9]
+        log_p = model(window[None]).double().log_softmax(-1)[0]
+        nats -= log_p[torch.arange(len(targets)), targets].sum().item()
+        hits += int((log_p.argmax(-1) == targets).sum())
+    assert metrics["val_loss"] == pytest.approx(nats / 202, abs=1e-6)
+    assert metrics["val_accuracy"] == hits / 202
+    assert metrics["val_bits_per_byte"] == pytest.approx(nats / math.log(2) / tokens[1:].sum().item(), rel=1e-6)
+
+
+def test_evaluation_draws_no_random_number() -> None:
+    model = make_model(ModelConfig(**{**TINY.__dict__, "dropout": 0.5})).train()
+    before = torch.get_rng_state()
+    first, second = evaluate(model, make_data(100)), evaluate(model, make_data(100))
+    assert first == second
+    assert torch.equal(torch.get_rng_state(), before)
