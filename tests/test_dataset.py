@@ -224,8 +224,9 @@ def test_the_order_differs_between_epochs_and_between_seeds(dataset: Dataset[Any
     assert len(set(orders)) == 16
 
 
-def test_the_offset_differs_between_epochs() -> None:
-    batches = Batches(TextDataset(torch.arange(1000), 50), 100, seed=1)
+@pytest.mark.parametrize("length", [1000, 1001, 1002, 1050])
+def test_every_offset_comes_in_some_epoch_however_long_the_text(length: int) -> None:
+    batches = Batches(TextDataset(torch.arange(length), 50), 100, seed=1)
     offsets = {int(joined(batches.epoch(epoch))[0].min()) for epoch in range(400)}
     assert offsets == set(range(50))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import subprocess
+import sys
 import tomllib
 import zipfile
 from pathlib import Path
@@ -257,6 +259,21 @@ def test_a_file_that_would_need_code_to_be_read_back_is_never_written(tmp_path: 
     assert names_in(tmp_path) == set()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no RLIMIT_FSIZE")
+def test_a_full_disk_is_told_in_one_message_and_leaves_no_partial_model(tmp_path: Path) -> None:
+    script = f"""
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+from slm.cli.train import main
+sys.exit(main(["--model_dir", {str(tmp_path)!r}, "--max_steps", "2", "--vocab_size", "500"]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "model.pt" in done.stderr.splitlines()[-1]
+    assert names_in(tmp_path) == {"config.toml", "metrics.jsonl"} or names_in(tmp_path) == {"config.toml"}
+
+
 def test_a_module_that_is_not_ours_can_be_saved_and_says_how_to_load_it(tmp_path: Path) -> None:
     module = torch.nn.Embedding(7, 7)
     data = slm.TextDataset(torch.arange(100) % 7, 8)
@@ -329,7 +346,7 @@ def test_the_recipe_of_nanogpt_can_be_said_in_settings(text: str) -> None:
 
 
 def test_unknown_and_wrong_settings_are_refused_by_name(text: str) -> None:
-    with pytest.raises(slm.UserError, match="embed_dims is not a setting.*Did you mean embed_dim"):
+    with pytest.raises(slm.UserError, match=r"embed_dims is not a setting.*Did you mean embed_dim"):
         slm.train([text], embed_dims=3)  # type: ignore[call-arg]
     with pytest.raises(slm.UserError, match="device = 'cuda:77'"):
         slm.train([text], device="cuda:77")

@@ -293,10 +293,17 @@ def prefixed_byte_bpe() -> tokenizers.Tokenizer:
     return backend
 
 
+def normalizing_byte_bpe() -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer.from_str(BPE.to_json())
+    backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Strip()])
+    return backend
+
+
 FOREIGN = {
     "WordPiece": (word_piece, "[SEP]", "the end"),
     "Unigram": (unigram, "</s>", "The end!!"),
     "Metaspace BPE": (metaspace_bpe, "</s>", "The end!!"),
+    "normalizing byte BPE": (normalizing_byte_bpe, END_OF_TEXT, "The end!!"),
     "prefixed byte BPE": (prefixed_byte_bpe, END_OF_TEXT, " The end!!"),
 }
 

@@ -293,7 +293,7 @@ def test_nan_is_never_best() -> None:
 
 def stop_after(steps: int) -> Callable[[], bool]:
     calls = iter(range(10**9))
-    return lambda: next(calls) + 1 >= steps
+    return lambda: next(calls) >= steps
 
 
 def test_a_request_to_stop_evaluates_once_more() -> None:

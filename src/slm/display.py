@@ -50,7 +50,8 @@ class Display:
     def summary(self, metrics: Mapping[str, Any], history: History, path: str | None) -> None:
         """How the run ended and where its model is."""
         if not metrics:
-            self.print("No model was kept: no evaluation gave a finite loss.")
+            why = "no evaluation gave a finite loss" if history.records else "no step was done"
+            self.print(f"No model was kept: {why}.")
             return
         last = history.records[-1]["step"]
         ended = {"finished": "finished", "interrupted": "stopped", "diverged": "stopped early"}[history.status]

@@ -143,7 +143,7 @@ def train(
 
     A str is a path, a URL or a built-in name ("python", "dummy", the default); literal text goes in a list.
     `settings` are those of `slm-train --help_all`, by the same names. Nothing is written unless model_dir is given.
-    on_log is given each record of metrics.jsonl as a dict; should_stop is asked after each step. The stop button of a
+    on_log is given each record of metrics.jsonl as a dict; should_stop is asked before each step. The stop button of a
     notebook ends training and returns the run so far. Raises UserError and OSError.
     """
     keys: dict[str, Any] = {name: _plain(value) for name, value in settings.items()}

@@ -100,7 +100,7 @@ class Interruption:
         return 128 + (self.signal or 0)
 
     def should_stop(self) -> bool:
-        """True once a signal has come; asked by the training loop after each step."""
+        """True once a signal has come; asked by the training loop before each step."""
         self._in_steps = True
         return self.signal is not None
 

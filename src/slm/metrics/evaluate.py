@@ -58,7 +58,7 @@ def evaluate(
     metrics = {
         "val_loss": loss,
         "val_accuracy": correct / count if count else math.nan,
-        "val_perplexity": math.exp(loss) if loss < 700 else math.inf,
+        "val_perplexity": math.inf if loss > 700 else math.exp(loss),
     }
     if num_bytes:
         metrics["val_bits_per_byte"] = nats / math.log(2) / num_bytes

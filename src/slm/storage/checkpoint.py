@@ -6,7 +6,7 @@ import pickle
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -25,7 +25,31 @@ def save_file(path: str, content: dict[str, Any]) -> None:
     _check_plain(content)
     # Given a name, torch would store it inside, and equal models would have unequal bytes.
     with files.replace_file(path) as temporary, open(temporary, "wb") as file:
-        torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **content}, file)
+        writer = _Writer(file)
+        try:
+            torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **content}, writer)  # type: ignore[arg-type]
+        except RuntimeError:
+            if writer.error:
+                raise writer.error from None
+            raise
+
+
+class _Writer:
+    """A file that remembers why it could not be written: torch turns a full disk into a RuntimeError without words."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def load_file(path: str) -> dict[str, Any]:

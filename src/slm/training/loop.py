@@ -117,7 +117,7 @@ def train_and_evaluate(
     model: any module from tokens (B, T) to logits (B, T, V). Datasets: items of (tokens (T,), targets (T,)), with
     IGNORE_INDEX in targets that do not count. tokenizer: adds val_bits_per_byte and is saved along. model_dir: a
     folder or URL for model.pt, metrics.jsonl and config.toml; None writes nothing. on_log is given each record of
-    metrics.jsonl. should_stop is asked after each step; Ctrl-C (KeyboardInterrupt) stops too, and both evaluate
+    metrics.jsonl. should_stop is asked before each step; Ctrl-C (KeyboardInterrupt) stops too, and both evaluate
     and save once more. Raises UserError and OSError before the first step where settings or folder are at fault.
     """
     config = config or TrainConfig()
@@ -171,10 +171,11 @@ class _Trainer:
         self.model.train()
         try:
             for epoch, is_epoch_end, tokens, targets in self.steps():
-                self.run_step(epoch, tokens, targets)
-                if self.step < self.total_steps and should_stop():
+                if should_stop():
                     self.history.status = "interrupted"
-                if self.history.status != "finished":
+                    break
+                self.run_step(epoch, tokens, targets)
+                if self.history.status == "diverged":
                     break
                 if is_epoch_end or self.step % self.config.eval_every == 0:  # type: ignore[operator]
                     self.evaluate(epoch)

@@ -1,0 +1,221 @@
+"""Laws of the commands: exit codes, one message for each mistake, signals, and a calm screen."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import SMALL
+
+import slm
+from slm.cli import generate, train
+from slm.storage import files
+
+SIZES = [f"--{name}={value}" for name, value in SMALL.items() if name not in ("quiet", "max_steps")]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+CONTROL_CODES = re.compile(r"[\x00-\x08\x0b-\x1f]")
+pytestmark = pytest.mark.filterwarnings("ignore:only . steps")
+
+
+@pytest.fixture(autouse=True)
+def _process_state() -> Iterator[None]:
+    """Commands set signal handlers and the look of warnings for their whole process; tests share one."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    show = warnings.showwarning
+    yield
+    warnings.showwarning = show
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def command(module: str, *arguments: str) -> list[str]:
+    call = f"import sys; from slm.cli.{module} import main; sys.exit(main())"
+    return [sys.executable, "-c", call, *arguments]
+
+
+def run(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(module, *arguments), cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+
+
+def test_without_any_flag_the_dummy_run_of_the_original_happens(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    done = run("train", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "cannot be learned" in done.stdout
+    assert "ln(10000) = 9.210" in done.stdout
+    assert not CONTROL_CODES.search(done.stdout + done.stderr)
+    loaded = slm.load(tmp_path)
+    assert loaded.model.config == slm.ModelConfig()
+    assert loaded.resolved["epochs"] == 5
+    assert loaded.metrics["val_loss"] == pytest.approx(9.21, abs=0.1)
+    assert (tmp_path / "README.md").read_text() == "mine"
+    again = run("train", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "already holds a run" in again.stderr
+
+
+def test_a_trained_model_continues_a_prompt(tmp_path: Path, text_file: str) -> None:
+    trained = run("train", "--data", text_file, "--model-dir=run", "--max_steps=12", *SIZES, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "sample:" in trained.stdout
+    assert trained.stdout.rstrip().endswith(f"model: {os.path.join('run', 'model.pt')}")
+    flags = ("--model_dir", "run", "--prompt", "the", "--seed", "1", "--max_new_tokens", "30")
+    first, second = (run("generate", *flags, cwd=tmp_path) for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith("the")
+    assert first.stdout == second.stdout
+    assert first.stdout == slm.load(tmp_path / "run").generate("the", seed=1, max_new_tokens=30) + "\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to send")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_after_the_step_saves_and_tells(
+    tmp_path: Path, text_file: str, number: signal.Signals, code: int
+) -> None:
+    flags = ["--data", text_file, "--model_dir", "run", "--max_steps", "1000000", "--eval_every", "1000000", *SIZES]
+    with subprocess.Popen(
+        command("train", *flags),
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        while "loss" not in process.stdout.readline():
+            pass
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "stopped after step" in output
+    assert "Traceback" not in errors
+    loaded = slm.load(tmp_path / "run")
+    assert 0 < loaded.step < 1000000
+    assert f"stopped after step {loaded.step:,} of" in output or f"the best, of step {loaded.step}," in output
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminal")
+def test_a_terminal_sees_a_live_line_and_a_pipe_sees_plain_ones(tmp_path: Path, text_file: str) -> None:
+    import pty
+
+    flags = ["--data", text_file, "--max_steps", "12", *SIZES]
+    main_end, other_end = pty.openpty()
+    process = subprocess.Popen(
+        command("train", *flags, "--model_dir", "live"), cwd=tmp_path, env=ENVIRONMENT | {"TERM": "xterm"},
+        stdout=other_end, stderr=subprocess.PIPE, stdin=other_end,
+    )  # fmt: skip
+    os.close(other_end)
+    live = b""
+    while True:
+        try:
+            block = os.read(main_end, 4096)
+        except OSError:  # Linux says so when the other end is closed
+            break
+        if not block:
+            break
+        live += block
+    os.close(main_end)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert b"\x1b[" in live
+    assert b"tokens/s" in live
+    assert b"val_loss" in live
+    piped = run("train", *flags, "--model_dir", "piped", cwd=tmp_path)
+    assert "tokens/s" in piped.stdout
+    assert not CONTROL_CODES.search(piped.stdout)
+
+
+def test_quiet_prints_nothing(tmp_path: Path, text_file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--quiet", "--data", text_file, "--max_steps", "100", "--model_dir", str(tmp_path / "run"), *SIZES]
+    assert train.main(arguments) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The single line with which slm-train refuses the arguments."""
+    try:
+        code = train.main(arguments)
+    except SystemExit as exit:
+        code = exit.code  # type: ignore[assignment]
+    output = capsys.readouterr()
+    assert code == 2
+    assert output.err.count("\n") == 1
+    return output.err
+
+
+def test_every_mistake_gets_one_line_and_exit_code_2(
+    tmp_path: Path, text_file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "latin1.txt").write_bytes("café".encode("latin-1") * 100)
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "bad.toml").write_text("epochs = = 3")
+    (tmp_path / "unknown.toml").write_text("epoch = 3")
+    (tmp_path / "file").write_text("a file")
+    for arguments, words in {
+        ("--data", "missing.txt"): "missing.txt does not exist",
+        ("--data", "latin1.txt"): "not UTF-8",
+        ("--data", "empty.txt"): "empty",
+        ("--data", "."): "folder",
+        ("--embed_dim", "130"): "Try embed_dim = 128 or 132",
+        ("--epochs", "0"): "at least 1",
+        ("--learning_rate", "nan"): "finite",
+        ("--learning_rate", "-1"): "above 0",
+        ("--device", "cuda:99"): "this machine has cpu",
+        ("--device", "tpu"): "this machine has cpu",
+        ("--config", "bad.toml"): "not a valid TOML file",
+        ("--config", "unknown.toml"): "Did you mean epochs?",
+        ("--config", "missing.toml"): "missing.toml",
+        ("--model_dir", "file"): "a file, not a folder",
+        ("--model_dir", "gs:/bucket/run"): "two slashes",
+        ("--model_dir", "gs://B/run"): "bucket",
+        ("--model_dir", "nosuch://place/run"): "nosuch",
+        ("--repeat", "nowhere"): "nowhere",
+        ("--tokenizer", "missing.json", "--data", text_file): "must be bpe, char, byte or the path",
+        ("--tokenizer", "bad.toml", "--data", text_file): "not a Hugging Face tokenizer.json",
+        ("--vocab_size", "100", "--data", text_file): "at least 257",
+        ("--val_data", "file"): "set data too",
+    }.items():
+        assert words in refused(capsys, *arguments), arguments
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "latin1.txt", "empty.txt", "bad.toml", "unknown.toml", "file", "text.txt"
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("service")
+def test_a_bucket_that_is_not_there_is_told_before_training(capsys: pytest.CaptureFixture[str], text_file: str) -> None:
+    message = refused(capsys, "--data", text_file, "--model_dir", "gs://no-such-bucket/run", *SIZES)
+    assert "gs://no-such-bucket" in message
+
+
+def test_a_missing_upload_is_exit_code_3(text_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise files.StorageError("the bucket burns.")
+
+    monkeypatch.setattr(files, "upload", fail)
+    arguments = ["--data", text_file, "--model_dir", "memory://burning/again", "--max_steps", "2", *SIZES]
+    with pytest.warns(UserWarning, match=r"the bucket burns\. The run is complete in"):
+        assert train.main(arguments) == 3
+
+
+def test_a_run_that_diverges_is_exit_code_2_with_advice(
+    tmp_path: Path, text_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--data", text_file, "--model_dir", str(tmp_path / "run"), "--max_steps", "200", *SIZES]
+    with pytest.warns(UserWarning, match="Lower learning_rate"):
+        assert train.main([*arguments, "--learning_rate=1e30", "--max_grad_norm=0"]) == 2
+    assert "No model was kept" in capsys.readouterr().out
+
+
+def test_generating_from_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate.main(["--model_dir", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere" in capsys.readouterr().err
