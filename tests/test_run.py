@@ -130,7 +130,7 @@ def test_config_toml_holds_what_was_asked_and_what_it_became(tmp_path: Path, tex
     resolved, made_with = written.pop("resolved"), written.pop("made_with")
     assert written == {"data": text_file} | {k: v for k, v in SMALL.items() if k != "quiet"}
     assert resolved["vocab_size"] == run.model.config.vocab_size < 10000
-    assert (resolved["warmup_steps"], resolved["eval_every"], resolved["micro_batch_size"]) == (0, 1, 8)
+    assert (resolved["warmup_steps"], resolved["eval_every"], resolved["micro_batch_size"]) == (0, 6, 8)
     assert made_with["slm"] == slm.__version__
     with pytest.warns(UserWarning, match="only 3 steps"):
         again = slm.train(config=tmp_path / "run" / "config.toml", max_steps=3, quiet=True)

@@ -234,7 +234,6 @@ def test_settings_are_frozen() -> None:
 
 
 @pytest.mark.parametrize("name", ["config", "repeat"])
-@pytest.mark.xfail(strict=True, reason="oddity: a config file may set repeat or config, and nothing comes of it")
 def test_a_config_file_cannot_set_what_then_has_no_effect(tmp_path: Path, name: str) -> None:
     path = write(tmp_path, f'{name} = "elsewhere"\n')
     with pytest.raises((UserError, OSError)):

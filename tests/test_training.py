@@ -142,7 +142,7 @@ def test_learning_rate_rises_to_its_peak_and_falls_to_its_end(schedule: str) -> 
     rates = [learning_rate_at(step, config, 100) for step in range(100)]
     assert rates[:10] == pytest.approx([0.05 * (i + 1) for i in range(10)])
     assert max(rates) == rates[10] == 0.5
-    assert all(b <= a for a, b in itertools.pairwise(rates))
+    assert all(b <= a for a, b in itertools.pairwise(rates[10:]))
     assert rates[-1] == pytest.approx(0.5 if schedule == "constant" else 0.1, abs=0.01)
     if schedule != "constant":
         assert rates[55] == pytest.approx(0.3)  # half way, all fall half

@@ -6,6 +6,7 @@ Four frozen dataclasses share one flat set of names. Command-line flags, `--help
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import numbers
@@ -61,13 +62,14 @@ def _converted(field: dataclasses.Field[Any], value: Any) -> Any:
     if kind == "int" and isinstance(value, numbers.Integral) and not isinstance(value, bool):
         value = int(value)
     elif kind == "float" and isinstance(value, numbers.Real) and not isinstance(value, bool):
-        value = float(value)
+        with contextlib.suppress(OverflowError):  # an integer beyond every float is refused below
+            value = float(value)
     elif (kind == "bool" and not isinstance(value, bool)) or (kind == "str" and not isinstance(value, str)):
         raise UserError(f"{field.name} = {value!r}: must be a {kind}, not a {type(value).__name__}.")
     elif kind in ("int", "float"):
         raise UserError(f"{field.name} = {value!r}: must be a number ({kind}), not a {type(value).__name__}.")
     rule, choices = field.metadata["rule"], field.metadata["choices"]
-    if kind == "float" and not math.isfinite(value):
+    if kind == "float" and not (isinstance(value, float) and math.isfinite(value)):
         raise UserError(f"{field.name} = {value!r}: must be a finite number.")
     if rule and not RULES[rule](value):
         raise UserError(f"{field.name} = {value!r}: must be {rule}.")
@@ -270,7 +272,8 @@ class TrainConfig(_Checked):
     )
     eval_every: int | None = setting(
         None,
-        "Steps between evaluations, beside one at each epoch's end. Default: about 20 in a run.",
+        "Steps between evaluations, beside one at each epoch's end. Default: about 20 in a run, or fewer where "
+        "they would be more than half as much work as the training.",
         group="output",
         rule="at least 1",
     )

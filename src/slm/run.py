@@ -190,7 +190,7 @@ def train_run(
     """The run that resolved settings describe: what both `train` and `slm-train` call."""
     options = settings.options
     display = Display(quiet=options.quiet)
-    folder = RunFolder(options.model_dir, overwrite=options.overwrite) if options.model_dir else None
+    folder = RunFolder(options.model_dir, overwrite=options.overwrite) if options.model_dir is not None else None
     device, _ = choose_device(settings.train.device)
     data = prepare_data(
         settings.data,
@@ -209,7 +209,7 @@ def train_run(
     with seeded(device, stream_seed("weights", settings.train.seed)):
         model = LanguageModel(model_config)
     machine = choose_machine(settings.train, model, next(batches.epoch(0)))
-    config = resolve(settings.train, len(batches), machine)
+    config = resolve(settings.train, batches, data.val_dataset, machine)
     resolved = flat(settings.data, model_config, config) | _absolute(settings.data)
     display.header(_header(settings, data, model_config, config, machine, len(batches), memory))
     _warn(settings, data, config)

@@ -68,7 +68,7 @@ def merge(layers: Mapping[str, Mapping[str, Any]]) -> Settings:
 def read_toml(path: str) -> dict[str, Any]:
     """The tables of a TOML file, local or URL. Raises UserError where it is not valid TOML."""
     try:
-        return tomllib.loads(files.read_bytes(path).decode())
+        return tomllib.loads(files.read_bytes(path).decode("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a valid TOML file: {error}.") from error
 
@@ -94,7 +94,11 @@ def layered(keys: Mapping[str, Any], layer: str) -> Settings:
 
 def read_config(path: str) -> dict[str, Any]:
     """The settings that a config.toml asks for: its top level, without what a run adds to it."""
-    return {name: value for name, value in read_toml(path).items() if name not in ("resolved", "made_with")}
+    settings = {name: value for name, value in read_toml(path).items() if name not in ("resolved", "made_with")}
+    for name in ("config", "repeat"):
+        if name in settings:
+            raise UserError(f"{path} sets {name}, which can only be a flag or keyword: a file names no other file.")
+    return settings
 
 
 def read_table(folder: str, table: str) -> dict[str, Any]:

@@ -21,15 +21,15 @@ def stream_seed(*key: object) -> int:
 class Batches:
     """Shuffled batches of a dataset of (tokens, targets).
 
-    A TextDataset is cut anew in each epoch, at a random offset, into windows that are all full; of any other dataset
-    each item comes once an epoch. The last batch of an epoch may be smaller.
+    A TextDataset is cut anew in each epoch, at a random offset, into windows that are all full; the last one moves
+    back where it would pass the end. Of any other dataset each item comes once an epoch. The last batch of an epoch
+    may be smaller.
     """
 
     def __init__(self, dataset: Dataset[Any], batch_size: int, seed: int) -> None:
-        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        self.dataset, self.batch_size, self.seed = dataset, batch_size, int(seed)
         if isinstance(dataset, TextDataset):
-            # The last window - 1 positions are spared, so that every offset gives equally many windows.
-            self.num_items = max(1, (len(dataset.tokens) - dataset.window) // dataset.window)
+            self.num_items = (len(dataset.tokens) - 1) // dataset.window
         else:
             self.num_items = len(dataset)  # type: ignore[arg-type]
 
@@ -41,18 +41,15 @@ class Batches:
         """The batches of an epoch from number `start` on, as tokens (B, T) and targets (B, T)."""
         generator = torch.Generator().manual_seed(stream_seed("order", self.seed, epoch))
         order = torch.randperm(self.num_items, generator=generator)
-        offset = torch.randint(self._num_offsets(), (), generator=generator)
+        if isinstance(self.dataset, TextDataset):
+            window, last = self.dataset.window, len(self.dataset.tokens) - 1 - self.dataset.window
+            offset = torch.randint(min(window, last + 1), (), generator=generator)
+            order = (offset + order * window).clamp(max=last)
         for indices in torch.split(order, self.batch_size)[start:]:
             if isinstance(self.dataset, TextDataset):
-                yield self.dataset.windows_at(offset + indices * self.dataset.window)
+                yield self.dataset.windows_at(indices)
             else:
                 yield default_collate([self.dataset[index] for index in indices.tolist()])
-
-    def _num_offsets(self) -> int:
-        if not isinstance(self.dataset, TextDataset):
-            return 1
-        spare = len(self.dataset.tokens) - 1 - self.num_items * self.dataset.window
-        return min(self.dataset.window, spare + 1)
 
 
 def in_order(dataset: Dataset[Any], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

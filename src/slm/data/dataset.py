@@ -5,6 +5,7 @@ Shapes: N token ids, T positions in a window, B windows in a batch.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,8 +25,11 @@ class TextDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, token_ids: Tensor | Sequence[int] | Any, max_seq_len: int) -> None:
         """token_ids: (N,) integers, as tensor, array or list. Raises UserError where N < 2 or they are not integers."""
-        self.tokens = torch.as_tensor(token_ids)
-        if self.tokens.dim() != 1 or self.tokens.is_floating_point() or self.tokens.dtype == torch.bool:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes to it
+            self.tokens = torch.as_tensor(token_ids)
+        kind = self.tokens.dtype
+        if self.tokens.dim() != 1 or kind.is_floating_point or kind.is_complex or kind == torch.bool:
             raise UserError(
                 f"token_ids has shape {tuple(self.tokens.shape)} and type {self.tokens.dtype}: "
                 "must be one row of integers."

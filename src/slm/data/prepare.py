@@ -62,7 +62,7 @@ def prepare_data(
 
 
 def _dummy_data(config: DataConfig, vocab_size: int, max_seq_len: int, seed: int) -> PreparedData:
-    if config.val_data:
+    if config.val_data is not None:
         raise UserError(f"val_data = {config.val_data!r}: the dummy data has its own validation part; set data too.")
     tokens = torch.randint(0, vocab_size, (DUMMY_TOKENS,), generator=torch.Generator().manual_seed(seed))
     cut = int(DUMMY_TOKENS * (1 - config.val_fraction))
@@ -80,7 +80,7 @@ def _dummy_data(config: DataConfig, vocab_size: int, max_seq_len: int, seed: int
 
 def _split(corpus: Corpus, config: DataConfig) -> tuple[Corpus, Corpus, str]:
     """Training text, validation text, and the rule in words."""
-    if config.val_data:
+    if config.val_data is not None:
         return corpus, read_corpus(config.val_data), f"all of {config.val_data}"
     train, val = corpus.split(config.val_fraction)
     return train, val, f"the last {100 * config.val_fraction:.3g} % of the text"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import sysconfig
 from collections.abc import Iterable
@@ -58,6 +59,8 @@ def read_corpus(source: str | Iterable[str]) -> Corpus:
     if isinstance(source, str):
         if source == "python":
             return python_sources()
+        if source == "dummy":
+            raise UserError("'dummy' is random tokens, not text. Pass a file, a URL or 'python'.")
         try:
             corpus = Corpus(source, [_decoded(files.read_bytes(source), source)])
         except FileNotFoundError as error:
@@ -84,11 +87,13 @@ def python_sources() -> Corpus:
 
 
 def _decoded(data: bytes, path: str) -> str:
+    start = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
     try:
-        return data.decode("utf-8-sig")
+        return data[start:].decode()
     except UnicodeDecodeError as error:
+        place = start + error.start
         raise UserError(
-            f"{path} is not UTF-8 text: byte 0x{data[error.start]:02x} at position {error.start} does not fit. "
+            f"{path} is not UTF-8 text: byte 0x{data[place]:02x} at position {place} does not fit. "
             f"Convert it first, for instance: iconv -f latin1 -t utf-8 {path} > converted.txt"
         ) from error
 
@@ -101,4 +106,11 @@ def _checked_texts(texts: Iterable[str]) -> list[str]:
                 f"text {index} of data is a {type(document).__name__}: data must be a path, URL, built-in name, "
                 "or a list of str."
             )
+        try:
+            document.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"text {index} of data is not Unicode: {error.object[error.start]!r} at position {error.start} is half "
+                "a surrogate pair. Decode the text it came from with errors='replace'."
+            ) from error
     return documents

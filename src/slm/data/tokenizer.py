@@ -30,6 +30,9 @@ class Tokenizer:
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         # A user's text may spell a special token; it is text all the same, and must decode to itself.
         backend.encode_special_tokens = True
+        # A tokenizer.json can ask for a cut or filled up text; ids here are all of a text and nothing else.
+        backend.no_truncation()
+        backend.no_padding()
         self.backend = backend
         vocabulary = backend.get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(vocabulary.values()) + 1
@@ -55,8 +58,8 @@ class Tokenizer:
     def encode_documents(self, documents: Iterable[str]) -> Tensor:
         """The ids of all documents in one tensor (N,), int32, with end_id between each two."""
         parts: list[Tensor] = []
-        for document in documents:
-            if parts and self.end_id is not None:
+        for index, document in enumerate(documents):
+            if index and self.end_id is not None:
                 parts.append(torch.tensor([self.end_id], dtype=torch.int32))
             parts.extend(
                 torch.tensor(ids, dtype=torch.int32) for ids in self._encode_pieces(_pieces(document, self._cuts))
@@ -70,12 +73,12 @@ class Tokenizer:
     def bytes_per_token(self) -> Tensor:
         """The UTF-8 bytes that each id stands for, (vocab_size,), int64; 0 for special tokens."""
         table = torch.zeros(self.vocab_size, dtype=torch.int64)
-        special = {token.content for token in self.backend.get_added_tokens_decoder().values() if token.special}
         byte_level = isinstance(self.backend.decoder, decoders.ByteLevel)
-        for token, id in self.backend.get_vocab(with_added_tokens=True).items():
-            if token not in special:
-                # A byte-level token spells each of its bytes, also half a character, as one printable character.
-                table[id] = len(token) if byte_level else len(self.decode([id]).encode())
+        for token, id in self.backend.get_vocab(with_added_tokens=False).items():
+            # A byte-level token spells each of its bytes, also half a character, as one printable character.
+            table[id] = len(token) if byte_level else len(self.decode([id]).encode())
+        for id, added in self.backend.get_added_tokens_decoder().items():
+            table[id] = 0 if added.special else len(added.content.encode())
         return table
 
     def _encode_pieces(self, pieces: Iterable[str]) -> Iterator[list[int]]:
@@ -167,7 +170,7 @@ def _safe_cuts(backend: tokenizers.Tokenizer) -> re.Pattern[str] | None:
     )
     if description["normalizer"] or model["type"] != "BPE" or split["type"] != "ByteLevel":
         return None
-    if split.get("add_prefix_space"):
+    if split.get("add_prefix_space") or model["fuse_unk"] or any(not t["special"] for t in description["added_tokens"]):
         return None
     if split["use_regex"]:
         return _BETWEEN_LINES

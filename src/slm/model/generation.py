@@ -20,18 +20,18 @@ def choose_next_token(logits: Tensor, temperature: float, top_k: int | None, gen
 
     top_k None or above V means all. Drawn on the CPU, so that a seed gives the same text on every device.
     """
-    logits = logits.float().cpu()
+    logits = logits.cpu().double()
     if temperature == 0:
         return int(logits.argmax())
     if top_k is not None and top_k < len(logits):
         logits, tokens = logits.topk(top_k)
     else:
         tokens = torch.arange(len(logits))
-    probabilities = torch.softmax(logits / temperature, dim=-1)
+    # Less the largest: a tiny temperature must not make them infinite.
+    probabilities = torch.softmax((logits - logits.max()) / temperature, dim=-1)
     return int(tokens[torch.multinomial(probabilities, 1, generator=generator)])
 
 
-@torch.inference_mode()
 def stream_tokens(
     model: LanguageModel,
     prompt: Tensor,
@@ -51,20 +51,36 @@ def stream_tokens(
         raise UserError("the prompt has no token: at least one is needed to predict from.")
     generator = torch.Generator()
     generator.manual_seed(seed) if seed is not None else generator.seed()
-    model.eval()
+    return _stream(model, prompt.tolist(), max_new_tokens, temperature, top_k, generator)
+
+
+@torch.inference_mode()
+def _stream(
+    model: LanguageModel,
+    tokens: list[int],
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    generator: torch.Generator,
+) -> Iterator[int]:
     device = next(model.parameters()).device
     window = model.config.max_seq_len
-    tokens = prompt.tolist()[-window:]
-    fresh, cache = tokens, KVCache(model.config.num_layers)
-    for _ in range(max_new_tokens):
-        logits = model(torch.tensor([fresh], device=device), cache)[0, -1]  # (V,)
-        token = choose_next_token(logits, temperature, top_k, generator)
-        yield token
-        tokens.append(token)
-        fresh = [token]
-        if cache.length() == window:
-            fresh = tokens = tokens[-max(window // 2, 1) :]
-            cache = KVCache(model.config.num_layers)
+    fresh = tokens = tokens[-window:]
+    cache = KVCache(model.config.num_layers)
+    was_training = model.training
+    model.eval()
+    try:
+        for _ in range(max_new_tokens):
+            logits = model(torch.tensor([fresh], device=device), cache)[0, -1]  # (V,)
+            token = choose_next_token(logits, temperature, top_k, generator)
+            yield token
+            tokens.append(token)
+            fresh = [token]
+            if cache.length() == window:
+                fresh = tokens = tokens[-max(window // 2, 1) :]
+                cache = KVCache(model.config.num_layers)
+    finally:
+        model.train(was_training)
 
 
 def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None) -> None:

@@ -20,8 +20,16 @@ from slm.model.kv_cache import KVCache
 def make_norm(config: ModelConfig, size: int) -> nn.Module:
     """A normalisation over the last `size` numbers: LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019)."""
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(size, eps=config.norm_eps)
+        return RMSNorm(size, eps=config.norm_eps)
     return nn.LayerNorm(size, eps=config.norm_eps, bias=config.bias)
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's RMSNorm, computed in the precision of its weight where autocast brings half-precision input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., size) -> (..., size), of the input's type."""
+        return super().forward(x.to(self.weight.dtype)).type_as(x)
 
 
 class LearnedPositions(nn.Module):
@@ -217,7 +225,10 @@ class LanguageModel(nn.Module):
             self.lm_head.weight = self.embedding.weight
 
     def initialize(self) -> None:
-        """Draws all weights anew from torch's global generator, as GPT-2 did (Radford et al. 2019, section 2.3)."""
+        """Draws the weights of linear and embedding layers from torch's global generator, as GPT-2 did.
+
+        Radford et al. 2019, section 2.3. Norms keep their initial ones and zeros.
+        """
         # 2 * num_layers branches add up in the residual stream; scaling each by 1/sqrt of that keeps its size.
         residual_std = 0.02 / math.sqrt(2 * self.config.num_layers)
         for name, module in self.named_modules():
@@ -231,8 +242,12 @@ class LanguageModel(nn.Module):
         """What comes before the output layer: (B, T) token ids -> (B, T, D).
 
         With a cache, `tokens` continue those that the cache has seen, and the cache grows by T positions.
-        Raises ValueError where the sequence would be longer than max_seq_len.
+        Raises ValueError for another shape, and where the sequence would be longer than max_seq_len.
         """
+        if tokens.dim() != 2:
+            raise ValueError(
+                f"tokens has shape {tuple(tokens.shape)}: must be (B, T). tokens[None] makes a batch of one sequence."
+            )
         start = cache.length() if cache else 0
         if start + tokens.size(1) > self.config.max_seq_len:
             raise ValueError(

@@ -24,6 +24,7 @@ from slm.training.optimizer import learning_rate_at, make_optimizer
 from slm.training.saving import RunFolder, pack_model
 
 Record = dict[str, Any]
+EVALUATIONS = 20  # in a run, about
 MAX_BAD_STEPS = 5  # non-finite steps in a row after which a run stops
 
 
@@ -86,15 +87,18 @@ def train_step(
     return StepResult(loss.item(), grad_norm)
 
 
-def resolve(config: TrainConfig, steps_per_epoch: int, machine: Machine) -> TrainConfig:
+def resolve(config: TrainConfig, batches: Batches, val_dataset: Dataset[Any], machine: Machine) -> TrainConfig:
     """The settings with every default that depends on the data or the machine filled in."""
-    total_steps = config.max_steps or config.epochs * steps_per_epoch
+    total_steps = config.max_steps or config.epochs * len(batches)
+    # A forward costs a third of a step, so this many evaluations are half as much work as the training.
+    affordable = 1.5 * total_steps * config.batch_size / len(val_dataset)  # type: ignore[arg-type]
+    evaluations = max(1, min(EVALUATIONS, total_steps, int(affordable)))
     return dataclasses.replace(
         config,
         max_steps=total_steps,
         warmup_steps=min(100, total_steps // 20) if config.warmup_steps is None else config.warmup_steps,
         micro_batch_size=min(config.micro_batch_size or config.batch_size, config.batch_size),
-        eval_every=config.eval_every or max(1, total_steps // 20),
+        eval_every=config.eval_every or total_steps // evaluations,
         device=str(machine.device),
         precision=machine.precision,
         threads=machine.threads,
@@ -123,7 +127,7 @@ def train_and_evaluate(
     config = config or TrainConfig()
     batches = Batches(train_dataset, config.batch_size, config.seed)
     machine = choose_machine(config, model, next(batches.epoch(0)))
-    config = resolve(config, len(batches), machine)
+    config = resolve(config, batches, val_dataset, machine)
     folder = model_dir
     if isinstance(folder, str):
         folder = RunFolder(folder)
