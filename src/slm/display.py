@@ -138,10 +138,11 @@ class _Plain:
 def _terminal(total_steps: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """One live line, with evaluations printed above it."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
     eta = _Eta(total_steps)
     columns = (
+        SpinnerColumn(),  # a sign of life during long evaluations
         TextColumn("step"),
         MofNCompleteColumn(),
         BarColumn(bar_width=20),

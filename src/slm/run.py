@@ -204,7 +204,7 @@ def train_run(
     made_with = {**versions(), "data_fingerprint": data.fingerprint}
     _check_repeat(settings, made_with)
     batches = Batches(data.train_dataset, settings.train.batch_size, settings.train.seed)
-    micro_batch_size = settings.train.micro_batch_size or settings.train.batch_size
+    micro_batch_size = min(settings.train.micro_batch_size or settings.train.batch_size, batches.num_items)
     memory = check_memory(model_config, micro_batch_size, data.train_dataset.window, device)
     with seeded(device, stream_seed("weights", settings.train.seed)):
         model = LanguageModel(model_config)

@@ -57,10 +57,14 @@ class Machine:
 @contextmanager
 def seeded(device: torch.device, seed: int) -> Iterator[None]:
     """A context whose random numbers start from the seed; torch's own generators are as before afterwards."""
-    devices = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices=devices, device_type="cuda" if device.type == "cpu" else device.type):
+    mps_state = torch.mps.get_rng_state() if device.type == "mps" else None  # fork_rng knows CPU and CUDA only
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        yield
+        try:
+            yield
+        finally:
+            if mps_state is not None:
+                torch.mps.set_rng_state(mps_state)
 
 
 def choose_machine(config: TrainConfig, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Machine:
