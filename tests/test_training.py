@@ -267,9 +267,9 @@ def test_a_few_bad_steps_are_skipped_and_change_nothing() -> None:
 
 def test_bad_steps_in_a_row_stop_the_run_with_the_reason_and_the_last_good_weights() -> None:
     model = Poisoned(4, 10**9)
-    history = train_and_evaluate(model, make_data(), make_data(100), make_config(max_steps=50, eval_every=50))
+    with pytest.warns(UserWarning, match="from step 4"):
+        history = train_and_evaluate(model, make_data(), make_data(100), make_config(max_steps=50, eval_every=50))
     assert history.status == "diverged"
-    assert "from step 4" in history.message
     assert "learning rate" in history.message
     assert "gradient norm" in history.message
     assert all(p.isfinite().all() for p in model.parameters())
@@ -287,7 +287,8 @@ class NeverFinite(nn.Module):
 
 
 def test_nan_is_never_best() -> None:
-    history = train_and_evaluate(NeverFinite(), make_data(), make_data(100), make_config())
+    with pytest.warns(UserWarning, match="no finite number"):
+        history = train_and_evaluate(NeverFinite(), make_data(), make_data(100), make_config())
     assert history.best is None
 
 

@@ -71,14 +71,10 @@ class Run:
         folder.begin(self.asked, self.resolved, self.made_with)
         for record in self.history.records if self.history else [self.metrics]:
             folder.log(record)
-        folder.save_model(self._packed())
+        folder.save_model(pack_model(self.model, self.model.state_dict(), self.tokenizer, self.metrics))
         folder.finish()
         if folder.upload_error:
             raise OSError(folder.upload_error)
-
-    def _packed(self) -> dict[str, Any]:
-        packed = pack_model(self.model, self.model.state_dict(), self.tokenizer, self.metrics)
-        return packed | {"asked": self.asked, "resolved": self.resolved, "made_with": self.made_with}
 
     def __repr__(self) -> str:
         loss = f", val_loss {self.metrics['val_loss']:.4f}" if "val_loss" in self.metrics else ""
@@ -217,7 +213,6 @@ def train_run(
     run = Run(model, data.tokenizer, {}, settings.asked(), resolved, made_with)
     if folder:
         folder.begin(run.asked, resolved, made_with)
-        folder.info = {"asked": run.asked, "resolved": resolved, "made_with": made_with}
     with display.live(config.max_steps or 0) as show:
         run.history = train_and_evaluate(
             model,
@@ -340,10 +335,6 @@ def _finish(run: Run, display: Display, model_dir: str | None) -> None:
     """The sample, where the model is, and what went wrong."""
     history = run.history
     assert history is not None
-    if history.status == "diverged":
-        warnings.warn(history.message, stacklevel=3)
     if run.metrics and run.tokenizer:
         display.sample(run.generate("\n", max_new_tokens=_SAMPLE_TOKENS, seed=0).strip())
-    if run.upload_error:
-        warnings.warn(run.upload_error, stacklevel=3)
     display.summary(run.metrics, history, files.join(model_dir, MODEL) if model_dir else None)

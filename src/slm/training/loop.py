@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +23,7 @@ from slm.metrics.evaluate import evaluate, evaluation_batch_size
 from slm.model.loss import WithLoss
 from slm.training.device import Machine, choose_machine, seeded
 from slm.training.optimizer import learning_rate_at, make_optimizer
-from slm.training.saving import RunFolder, pack_model
+from slm.training.saving import RunFolder, pack_model, versions
 
 Record = dict[str, Any]
 EVALUATIONS = 20  # in a run, about
@@ -112,12 +114,13 @@ def train_and_evaluate(
     config: TrainConfig | None = None,
     *,
     tokenizer: Tokenizer | None = None,
-    model_dir: str | RunFolder | None = None,
+    model_dir: str | os.PathLike[str] | RunFolder | None = None,
     on_log: Callable[[Record], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> History:
-    """Trains a model in place and returns what was recorded; the model ends with its best evaluated weights.
+    """Trains a model in place and returns what was recorded.
 
+    The model ends with its best evaluated weights, on the device of the training, in evaluation mode.
     model: any module from tokens (B, T) to logits (B, T, V). Datasets: items of (tokens (T,), targets (T,)), with
     IGNORE_INDEX in targets that do not count. tokenizer: adds val_bits_per_byte and is saved along. model_dir: a
     folder or URL for model.pt, metrics.jsonl and config.toml; None writes nothing. on_log is given each record of
@@ -129,14 +132,17 @@ def train_and_evaluate(
     machine = choose_machine(config, model, next(batches.epoch(0)))
     config = resolve(config, batches, val_dataset, machine)
     folder = model_dir
-    if isinstance(folder, str):
-        folder = RunFolder(folder)
-        folder.begin({}, dataclasses.asdict(config), {})
+    if folder is not None and not isinstance(folder, RunFolder):
+        folder = RunFolder(os.fspath(folder))
+        folder.begin({}, dataclasses.asdict(config), versions())
     trainer = _Trainer(model, batches, val_dataset, config, machine, tokenizer, folder, on_log)
     with machine.with_threads(), seeded(machine.device, stream_seed("training", config.seed)):
         trainer.train(should_stop or (lambda: False))
     if folder:
         folder.finish()
+    for trouble in (trainer.history.message, folder and folder.upload_error):
+        if trouble:
+            warnings.warn(trouble, stacklevel=2)
     return trainer.history
 
 

@@ -35,7 +35,7 @@ class RunFolder:
     def __init__(self, path: str, *, overwrite: bool = False) -> None:
         self.path = path
         self.notes = files.check_writable(path)
-        self.info: dict[str, Any] = {}  # stored in model.pt beside what `pack_model` knows
+        self._origin: dict[str, Any] = {}  # the tables of config.toml, stored in model.pt too
         self.upload_error: str | None = None
         self._taken = [name for name in files.list_names(path) if name in RUN_FILES]
         if self._taken:
@@ -57,6 +57,7 @@ class RunFolder:
 
     def begin(self, asked: Mapping[str, Any], resolved: Mapping[str, Any], made_with: Mapping[str, Any]) -> None:
         """Moves a run that is to be overwritten aside and writes config.toml."""
+        self._origin = {"asked": dict(asked), "resolved": dict(resolved), "made_with": dict(made_with)}
         if self._taken:
             there = files.list_names(self.path)
             aside = next(name for n in range(1, len(there) + 2) if (name := f"previous-{n}") not in there)
@@ -74,7 +75,7 @@ class RunFolder:
 
     def save_model(self, packed: Mapping[str, Any]) -> None:
         """Writes model.pt, whole or not at all."""
-        checkpoint.save_file(self._local(MODEL), {**packed, **self.info})
+        checkpoint.save_file(self._local(MODEL), {**packed, **self._origin})
 
     def finish(self) -> None:
         """Uploads a remote run, the model last. What fails is kept locally and told in `upload_error`."""
@@ -98,7 +99,7 @@ def pack_model(
     tokenizer: Tokenizer | None,
     metrics: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What model.pt holds: tensors and plain Python values only.
+    """What model.pt holds beside the tables of config.toml: tensors and plain Python values only.
 
     The configuration is stored for a LanguageModel; of any other module only the weights can be.
     """
@@ -109,7 +110,6 @@ def pack_model(
         "tokenizer": tokenizer.to_json() if tokenizer else None,
         "step": metrics.get("step", 0),
         "metrics": dict(metrics),
-        "versions": versions(),
     }
 
 
