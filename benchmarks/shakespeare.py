@@ -37,7 +37,7 @@ def run_plain(path: Path, seed: int, threads: int) -> float:
     torch.set_num_threads(threads)
 
     sizes = {"width": 128, "heads": 4, "layers": 4, "context": 64, "batch": 12, "steps": 2000}
-    return train(path.read_text(), seed, **sizes)
+    return train(path.read_text(encoding="utf-8"), seed, **sizes)
 
 
 def measure(who: str, path: Path, seed: int, threads: int) -> tuple[float, float]:

@@ -26,6 +26,7 @@ class UserError(ValueError):
 # The key is the wording of the error message: "dropout = 1.5: must be at least 0 and below 1".
 RULES: dict[str, Callable[[Any], bool]] = {
     "at least 1": lambda value: value >= 1,
+    "1 to 1024": lambda value: 1 <= value <= 1024,
     "at least 2": lambda value: value >= 2,
     "above 0": lambda value: value > 0,
     "0 or above": lambda value: value >= 0,
@@ -61,6 +62,8 @@ def _converted(field: dataclasses.Field[Any], value: Any) -> Any:
         return None
     if kind == "int" and isinstance(value, numbers.Integral) and not isinstance(value, bool):
         value = int(value)
+        if abs(value) >= 2**63:
+            raise UserError(f"{field.name} = {value}: must fit in 63 bits.")
     elif kind == "float" and isinstance(value, numbers.Real) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):  # an integer beyond every float is refused below
             value = float(value)
@@ -258,7 +261,12 @@ class TrainConfig(_Checked):
         group="optimizer",
         rule="0 or above",
     )
-    min_learning_rate: float = setting(0.0, "Learning rate at the last step.", group="optimizer", rule="0 or above")
+    min_learning_rate: float = setting(
+        0.0,
+        "What the learning rate falls to at the end; no effect with the constant schedule.",
+        group="optimizer",
+        rule="0 or above",
+    )
     weight_decay: float = setting(0.1, "AdamW's weight decay, on matrices only.", group="optimizer", rule="0 or above")
     beta1: float = setting(0.9, "AdamW's decay of the mean gradient.", group="optimizer", rule="at least 0 and below 1")
     beta2: float = setting(
@@ -286,7 +294,7 @@ class TrainConfig(_Checked):
         choices=("auto", "fp32", "bf16", "fp16"),
         everyday=True,
     )
-    threads: int | None = setting(None, "CPU threads. Default: torch's choice.", group="machine", rule="at least 1")
+    threads: int | None = setting(None, "CPU threads. Default: torch's choice.", group="machine", rule="1 to 1024")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -65,6 +65,7 @@ class Run:
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Writes model.pt, config.toml and metrics.jsonl to a folder or URL that holds no run yet.
 
+        metrics.jsonl gets every record of a run trained here, and the model's own metrics of one that was loaded.
         overwrite moves a run that is there aside. Raises UserError and OSError.
         """
         folder = RunFolder(os.fspath(path), overwrite=overwrite)
@@ -96,8 +97,6 @@ def stream(
     among all. seed: the same seed gives the same text; None draws anew. Raises UserError for a run without a
     tokenizer (the dummy data has none) and for arguments that make no sense.
     """
-    from tokenizers.decoders import DecodeStream
-
     if run.tokenizer is None:
         raise UserError("this model was trained on random dummy tokens and has no tokenizer, so it cannot write text.")
     ids = run.tokenizer.encode(prompt) or [run.tokenizer.end_id or 0]
@@ -109,10 +108,7 @@ def stream(
         top_k=top_k,
         seed=seed,
     )
-    decoder = DecodeStream(skip_special_tokens=True)
-    for token in tokens:
-        if piece := decoder.step(run.tokenizer.backend, token):
-            yield piece
+    return run.tokenizer.decode_stream(ids, tokens)
 
 
 def load(path: str | os.PathLike[str]) -> Run:
@@ -122,10 +118,10 @@ def load(path: str | os.PathLike[str]) -> Run:
     if not path.endswith(".pt"):
         path = files.join(path, MODEL)
     content = checkpoint.load_file(path)
-    model, tokenizer = unpack_model(content, path)
+    model, tokenizer, metrics = unpack_model(content, path)
     model.eval()
     asked, resolved, made_with = (dict(content.get(name, {})) for name in ("asked", "resolved", "made_with"))
-    return Run(model, tokenizer, dict(content["metrics"]), asked, resolved, made_with)
+    return Run(model, tokenizer, metrics, asked, resolved, made_with)
 
 
 def train(
@@ -148,8 +144,8 @@ def train(
         keys["data"] = os.fspath(data)
     elif data is not None:
         texts = data
-    keys.setdefault("model_dir", None)
-    return train_run(layered(keys, "keyword"), texts, on_log=on_log, should_stop=should_stop)
+    settings_of_run = layered(keys, "keyword", defaults={"model_dir": None})
+    return train_run(settings_of_run, texts, on_log=on_log, should_stop=should_stop)
 
 
 def _signature_with_settings() -> inspect.Signature:
@@ -262,8 +258,9 @@ def _check_repeat(settings: Settings, made_with: dict[str, Any]) -> None:
                 f"list to slm.train with config = {files.join(repeat, 'config.toml')!r}."
             )
         raise UserError(
-            f"the run in {repeat} was trained on other data than {settings.data.data or 'the dummy data'} holds now, "
-            "so it cannot be repeated. Bring the data back, or start a new run with config."
+            f"the run in {repeat} was trained on other data, or with another tokenizer.json, than "
+            f"{settings.data.data or 'the dummy data'} and {settings.data.tokenizer} are now: it cannot be repeated. "
+            "Bring them back, or start a new run with config."
         )
     for name in ("slm", "torch", "platform"):
         if then.get(name) != made_with[name]:
@@ -325,7 +322,8 @@ def _header(
         "tokenizer": f"{settings.data.tokenizer}, vocabulary {model.vocab_size:,}" if data.tokenizer else "none",
         "model": f"{model.num_layers} layers x {model.embed_dim}, {model.num_parameters:,} parameters, "
         f"windows of {model.max_seq_len}",
-        "machine": f"{machine.why}; about {memory / 1e9:.2f} GB of memory",
+        "machine": machine.why,
+        "memory": f"about {memory / 1e9:.2f} GB",
         "steps": f"{total_steps:,} of {positions:,} tokens: {epochs:.3g} epochs of {steps_per_epoch:,} steps",
         "saved in": settings.options.model_dir or "memory only; run.save(path) writes it",
     }

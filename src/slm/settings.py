@@ -12,8 +12,9 @@ from typing import Any
 from slm.config import CONFIGS, FIELDS, DataConfig, ModelConfig, RunOptions, TrainConfig, UserError
 from slm.storage import files
 
-# The first line of every config.toml that a run writes; a folder whose config.toml has it belongs to a run.
-MARKER = "# A run of slm. `slm-train --config FILE` asks for the same; `--repeat FOLDER` replays [resolved]."
+# Begins every config.toml that a run writes; a folder whose config.toml begins so belongs to a run.
+MARKER = "# A run of slm."
+_EXPLANATION = "`slm-train --config FILE` asks for the same; `slm-train --repeat FOLDER` replays [resolved]."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +74,11 @@ def read_toml(path: str) -> dict[str, Any]:
         raise UserError(f"{path} is not a valid TOML file: {error}.") from error
 
 
-def layered(keys: Mapping[str, Any], layer: str) -> Settings:
+def layered(keys: Mapping[str, Any], layer: str, defaults: Mapping[str, Any] | None = None) -> Settings:
     """The settings of a run: `keys` as one layer, over the config file or the repeated run that they name.
 
-    Raises UserError where `repeat` comes with anything that would make the run another one.
+    `defaults` is a layer below all, for a door that starts from others than the flags do. Raises UserError where
+    `repeat` comes with anything that would make the run another one.
     """
     repeat, config = keys.get("repeat"), keys.get("config")
     if repeat is not None:
@@ -86,10 +88,9 @@ def layered(keys: Mapping[str, Any], layer: str) -> Settings:
                 f"repeat replays a run exactly and takes no other settings; drop {', '.join(others)}, or use "
                 f"config = {files.join(repeat, 'config.toml')!r} to change some."
             )
-        return merge({f"repeat {repeat}": read_table(repeat, "resolved"), layer: keys})
-    if config is not None:
-        return merge({config: read_config(config), layer: keys})
-    return merge({layer: keys})
+        return merge({"default": defaults or {}, f"repeat {repeat}": read_table(repeat, "resolved"), layer: keys})
+    asked = {config: read_config(config)} if config is not None else {}
+    return merge({"default": defaults or {}, **asked, layer: keys})
 
 
 def read_config(path: str) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def write_config(asked: Mapping[str, Any], resolved: Mapping[str, Any], made_wit
     import tomli_w
 
     tables = {"resolved": _present(resolved), "made_with": _present(made_with)}
-    return f"{MARKER}\n{tomli_w.dumps({**_present(asked), **tables})}".encode()
+    return f"{MARKER} {_EXPLANATION}\n{tomli_w.dumps({**_present(asked), **tables})}".encode()
 
 
 def _present(values: Mapping[str, Any]) -> dict[str, Any]:

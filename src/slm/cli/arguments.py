@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import io
 import os
+import re
 import signal
 import sys
 import warnings
@@ -17,7 +18,7 @@ from slm.config import FIELDS, UserError, kind_of
 from slm.settings import nearest
 
 TYPES: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
-OK, BUG, USER_ERROR, UPLOAD_MISSING = 0, 1, 2, 3
+OK, USER_ERROR, UPLOAD_MISSING = 0, 2, 3
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,8 +63,10 @@ def add_fields(parser: Parser, names: Iterable[str], *, everything: bool) -> Non
     groups: dict[str, Any] = {}
     for name in names:
         field = FIELDS[name]
-        group = groups.setdefault(field.metadata["group"], None) or parser.add_argument_group(field.metadata["group"])
-        groups[field.metadata["group"]] = group
+        name_of_group = field.metadata["group"]
+        if name_of_group not in groups:
+            groups[name_of_group] = parser.add_argument_group(name_of_group)
+        group = groups[name_of_group]
         help = field_help(field) if everything or field.metadata["everyday"] else argparse.SUPPRESS
         if kind_of(field) == "bool":
             group.add_argument(f"--{name}", action="store_const", const=True, help=help)
@@ -111,7 +114,7 @@ class Interruption:
             print("\nstopped at once; nothing more was saved.", file=sys.stderr)
             raise SystemExit(self.exit_code)
         print(
-            "\nstopping after this step, then evaluating and saving; once more to stop at once.",
+            "\nstopping as soon as the model is evaluated and saved; once more to stop at once.",
             file=sys.stderr,
         )
 
@@ -127,8 +130,16 @@ def run_command(prog: str, command: Callable[[], int]) -> int:
     except BrokenPipeError:  # the reader of our output went away, as `head` does: not worth a word
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
-    except (UserError, OSError, MemoryError) as error:
-        print(f"{prog}: error: {error or 'out of memory'}", file=sys.stderr)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except (UserError, OSError) as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except (MemoryError, RuntimeError) as error:
+        # torch tells of memory by RuntimeError only; any other one is a bug of ours.
+        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
+            raise
+        print(f"{prog}: error: the memory is full. Lower --micro_batch_size or the model's sizes.", file=sys.stderr)
         return USER_ERROR
 
 

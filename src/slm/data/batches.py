@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from slm.config import UserError
 from slm.data.dataset import TextDataset
 
 
@@ -32,6 +33,8 @@ class Batches:
             self.num_items = (len(dataset.tokens) - 1) // dataset.window
         else:
             self.num_items = len(dataset)  # type: ignore[arg-type]
+        if not self.num_items:
+            raise UserError("the training dataset is empty: there is nothing to learn from.")
 
     def __len__(self) -> int:
         """Batches in an epoch."""

@@ -27,7 +27,7 @@ class TextDataset(Dataset[tuple[Tensor, Tensor]]):
         """token_ids: (N,) integers, as tensor, array or list. Raises UserError where N < 2 or they are not integers."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes to it
-            self.tokens = torch.as_tensor(token_ids)
+            self.tokens = torch.as_tensor(token_ids, device="cpu")
         kind = self.tokens.dtype
         if self.tokens.dim() != 1 or kind.is_floating_point or kind.is_complex or kind == torch.bool:
             raise UserError(

@@ -56,7 +56,7 @@ def prepare_data(
         name=corpus.name,
         num_bytes=train.num_bytes + val.num_bytes,
         vocab_size=tokenizer.vocab_size,
-        fingerprint=Corpus("", [*train.documents, *val.documents]).fingerprint,
+        fingerprint=Corpus("", [*train.documents, *val.documents, tokenizer.to_json()]).fingerprint,
         split=split,
     )
 

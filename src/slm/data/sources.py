@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slm.config import UserError
+from slm.data.tokenizer import check_unicode
 from slm.storage import files
 
 BUILT_IN = ("dummy", "python")
+_LONGEST_PATH = 1000
 _NOT_SOURCES = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
 
 
@@ -59,6 +61,8 @@ def read_corpus(source: str | Iterable[str]) -> Corpus:
     if isinstance(source, str):
         if source == "python":
             return python_sources()
+        if "\n" in source or len(source) > _LONGEST_PATH:
+            raise UserError(f"data = {source[:30]!r}... is a text, not a path: literal text goes in a list, [text].")
         if source == "dummy":
             raise UserError("'dummy' is random tokens, not text. Pass a file, a URL or 'python'.")
         try:
@@ -99,6 +103,8 @@ def _decoded(data: bytes, path: str) -> str:
 
 
 def _checked_texts(texts: Iterable[str]) -> list[str]:
+    if not isinstance(texts, Iterable):
+        raise UserError(f"data = {texts!r}: must be a path, URL, built-in name, or a list of str.")
     documents = list(texts)
     for index, document in enumerate(documents):
         if not isinstance(document, str):
@@ -106,11 +112,5 @@ def _checked_texts(texts: Iterable[str]) -> list[str]:
                 f"text {index} of data is a {type(document).__name__}: data must be a path, URL, built-in name, "
                 "or a list of str."
             )
-        try:
-            document.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(
-                f"text {index} of data is not Unicode: {error.object[error.start]!r} at position {error.start} is half "
-                "a surrogate pair. Decode the text it came from with errors='replace'."
-            ) from error
+        check_unicode(document, f"text {index} of data")
     return documents

@@ -24,6 +24,17 @@ _PIECE_CHARS = 1 << 16
 _PIECES_AT_ONCE = 64
 
 
+def check_unicode(text: str, name: str) -> None:
+    """Raises UserError where a str is not Unicode text, as after a decoding that went wrong."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{name} is not Unicode: {text[error.start]!r} at position {error.start} is half a surrogate pair. "
+            "Decode the bytes it came from with errors='replace'."
+        ) from error
+
+
 class Tokenizer:
     """Text to token ids and back. One JSON text, `to_json`, holds all of it and is stored in every model."""
 
@@ -52,7 +63,8 @@ class Tokenizer:
         return self.backend.to_str()
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of a text, without any special token."""
+        """The token ids of a text, without any special token. Raises UserError for half a surrogate pair."""
+        check_unicode(text, "the text")
         return list(chain.from_iterable(self._encode_pieces(_pieces(text, self._cuts))))
 
     def encode_documents(self, documents: Iterable[str]) -> Tensor:
@@ -70,13 +82,23 @@ class Tokenizer:
         """The text of token ids, without special tokens."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
+    def decode_stream(self, prompt: list[int], ids: Iterable[int]) -> Iterator[str]:
+        """The text of token ids that follow a prompt's, in pieces that never end within a character."""
+        stream = decoders.DecodeStream(ids=prompt, skip_special_tokens=True)
+        for id in ids:
+            if piece := stream.step(self.backend, id):
+                yield piece
+
     def bytes_per_token(self) -> Tensor:
         """The UTF-8 bytes that each id stands for, (vocab_size,), int64; 0 for special tokens."""
         table = torch.zeros(self.vocab_size, dtype=torch.int64)
         byte_level = isinstance(self.backend.decoder, decoders.ByteLevel)
+        # Many decoders drop the space before a text's first token, so each is measured behind another one.
+        first = next(iter(self.encode("a")), 0)
+        first_bytes = len(self.decode([first]).encode())
         for token, id in self.backend.get_vocab(with_added_tokens=False).items():
             # A byte-level token spells each of its bytes, also half a character, as one printable character.
-            table[id] = len(token) if byte_level else len(self.decode([id]).encode())
+            table[id] = len(token) if byte_level else len(self.decode([first, id]).encode()) - first_bytes
         for id, added in self.backend.get_added_tokens_decoder().items():
             table[id] = 0 if added.special else len(added.content.encode())
         return table

@@ -17,10 +17,10 @@ from torch.utils.data import Dataset
 from slm.config import IGNORE_INDEX
 from slm.data.batches import in_order
 
-_POSITIONS_AT_ONCE = 8192
+_POSITIONS_AT_ONCE = 4096
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: a module may keep a mask made here and need it in training
 def evaluate(
     model: nn.Module,
     dataset: Dataset[Any],
@@ -41,7 +41,7 @@ def evaluate(
     nats, correct, count, num_bytes = 0.0, 0, 0, 0
     try:
         for tokens, targets in in_order(dataset, batch_size):
-            tokens, targets = tokens.to(device), targets.to(device)
+            tokens, targets = tokens.to(device), targets.to(device).long()
             with autocast or nullcontext():
                 logits = model(tokens).flatten(0, -2).float()  # (B*T, V)
             targets = targets.flatten()  # (B*T,)
@@ -66,5 +66,5 @@ def evaluate(
 
 
 def evaluation_batch_size(train_batch_size: int, window: int) -> int:
-    """Windows per forward without gradients: up to four times those of a training step, which holds far more memory."""
-    return max(train_batch_size, min(4 * train_batch_size, _POSITIONS_AT_ONCE // max(window, 1)))
+    """Windows per forward without gradients: up to twice those of a training step, which keeps far more per window."""
+    return max(train_batch_size, min(2 * train_batch_size, _POSITIONS_AT_ONCE // max(window, 1)))

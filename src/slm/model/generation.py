@@ -46,7 +46,7 @@ def stream_tokens(
     seed None draws anew each time. Once max_seq_len positions are filled, the last half of them is read again as a
     new prompt, so that the text can go on for ever. Raises UserError where an argument makes no sense.
     """
-    check_sampling(max_new_tokens, temperature, top_k)
+    check_sampling(max_new_tokens, temperature, top_k, seed)
     if len(prompt) == 0:
         raise UserError("the prompt has no token: at least one is needed to predict from.")
     generator = torch.Generator()
@@ -83,11 +83,13 @@ def _stream(
         model.train(was_training)
 
 
-def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None) -> None:
+def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, seed: int | None) -> None:
     """Raises UserError for a setting of generation that breaks its rule."""
     if max_new_tokens < 0:
         raise UserError(f"max_new_tokens = {max_new_tokens}: must be 0 or above.")
     if not 0 <= temperature < float("inf"):
         raise UserError(f"temperature = {temperature}: must be 0 (always the likeliest token) or above, and finite.")
+    if seed is not None and not 0 <= seed < 2**63:
+        raise UserError(f"seed = {seed}: must be 0 or above and fit in 63 bits.")
     if top_k is not None and top_k < 1:
         raise UserError(f"top_k = {top_k}: must be at least 1.")

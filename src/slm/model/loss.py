@@ -16,7 +16,7 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     logits = logits.flatten(0, -2)  # (B*T, V)
     if logits.dtype.itemsize < 4:  # half precision: a sum over the vocabulary needs more digits
         logits = logits.float()
-    total = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
+    total = F.cross_entropy(logits, targets.flatten().long(), ignore_index=IGNORE_INDEX, reduction="sum")
     return total / (targets != IGNORE_INDEX).sum().clamp(min=1)
 
 

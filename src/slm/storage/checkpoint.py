@@ -84,12 +84,17 @@ def _load_local(local: str, path: str) -> dict[str, Any]:
     if not zipfile.is_zipfile(local):
         raise UserError(f"{path} is not a model of slm, or it is cut short. Copy it again from where it was made.")
     try:
+        with zipfile.ZipFile(local) as archive:
+            if damaged := archive.testzip():  # torch compares no checksums: a flipped bit would be a wrong weight
+                raise UserError(f"{path} is damaged: the checksum of {damaged} is wrong. Copy it again.")
         content = torch.load(local, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} was not written by slm: it holds more than tensors and plain values, and nothing in it was run."
         ) from error
-    except (RuntimeError, ValueError, KeyError, EOFError, zipfile.BadZipFile, UnicodeDecodeError) as error:
+    except Exception as error:  # damage shows in as many ways as there are readers
         raise UserError(f"{path} is damaged: {_first_line(error)}. Copy it again from where it was made.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is a PyTorch file, but not a model that slm saved.")

@@ -59,7 +59,12 @@ def seeded(device: torch.device, seed: int) -> Iterator[None]:
     """A context whose random numbers start from the seed; torch's own generators are as before afterwards."""
     mps_state = torch.mps.get_rng_state() if device.type == "mps" else None  # fork_rng knows CPU and CUDA only
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed devices that are not ours, too
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        elif device.type == "mps":
+            torch.mps.manual_seed(seed)
         try:
             yield
         finally:
@@ -101,7 +106,9 @@ def _choose_precision(
     name: str, device: torch.device, model: nn.Module, batch: tuple[Tensor, Tensor]
 ) -> tuple[str, str]:
     """The precision and why, as words to follow its name."""
-    native = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    native = (
+        device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0) or torch.version.hip is not None
+    )
     if name != "auto":
         return name, " (which this GPU only emulates)" if name == "bf16" and not native else ""
     if device.type == "cuda":
@@ -110,10 +117,13 @@ def _choose_precision(
         return "fp16", " with loss scaling (this GPU has no native bf16)"
     if device.type != "cpu":
         return "fp32", f" (half precision on {device.type} is untested)"
-    gain = _bf16_gain(WithLoss(model), *batch)
+    try:
+        gain = _bf16_gain(WithLoss(model), *batch)
+    except RuntimeError:  # a module of the user's own that cannot
+        return "fp32", " (the model does not run in bf16)"
     if gain >= _WORTH_IT:
         return "bf16", f" ({gain:.1f} times as fast as fp32 here)"
-    return "fp32", f" (bf16 is {gain:.1f} times as fast here; from {_WORTH_IT} on it is taken)"
+    return "fp32", f" (bf16 is {gain:.1f} times as fast here, worth it from {_WORTH_IT} on)"
 
 
 def _bf16_gain(with_loss: WithLoss, tokens: Tensor, targets: Tensor) -> float:
@@ -148,8 +158,9 @@ def estimate_memory(model: ModelConfig, micro_batch_size: int, batch_positions: 
     """
     positions = micro_batch_size * batch_positions
     per_layer = 10 * model.embed_dim + 4 * model.hidden_dim
-    activations = positions * (model.num_layers * per_layer + 4 * model.embed_dim + 3 * model.vocab_size)
-    return 4 * (5 * model.num_parameters + activations)
+    activations = positions * (model.num_layers * per_layer + 4 * model.embed_dim + 4 * model.vocab_size)
+    angles = 2 * model.num_layers * model.max_seq_len * model.head_dim if model.positions == "rope" else 0
+    return 4 * (5 * model.num_parameters + activations + angles)
 
 
 def memory_of(device: torch.device) -> int | None:

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from slm.config import IGNORE_INDEX, TrainConfig
+from slm.config import IGNORE_INDEX, TrainConfig, UserError
 from slm.data.batches import Batches, stream_seed
 from slm.data.tokenizer import Tokenizer
 from slm.metrics.evaluate import evaluate, evaluation_batch_size
 from slm.model.loss import WithLoss
-from slm.training.device import Machine, choose_machine, seeded
+from slm.training.device import Machine, choose_device, choose_machine, seeded
 from slm.training.optimizer import learning_rate_at, make_optimizer
-from slm.training.saving import RunFolder, pack_model, versions
+from slm.training.saving import RunFolder, copy_weights, pack_model, versions
 
 Record = dict[str, Any]
 EVALUATIONS = 20  # in a run, about
@@ -66,7 +66,7 @@ def train_step(
 ) -> StepResult:
     """One update from a batch of tokens (B, T) and targets (B, T), in micro-batches whose sum equals the whole.
 
-    Where the gradient is not finite the weights stay as they are.
+    Where the loss or the gradient is not finite the weights stay as they are.
     """
     num_targets = (targets != IGNORE_INDEX).sum().clamp(min=1)
     loss = torch.zeros((), device=tokens.device)
@@ -82,15 +82,19 @@ def train_step(
     scaler.unscale_(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     grad_norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm or math.inf).item()
-    if scaler.is_enabled() or math.isfinite(grad_norm):
+    result = StepResult(loss.item(), grad_norm)
+    # fp16's loss scaling meets infinite gradients in normal operation; it skips them itself and lowers the scale.
+    if math.isfinite(result.loss) and (scaler.is_enabled() or math.isfinite(grad_norm)):
         scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss.item(), grad_norm)
+    return result
 
 
 def resolve(config: TrainConfig, batches: Batches, val_dataset: Dataset[Any], machine: Machine) -> TrainConfig:
     """The settings with every default that depends on the data or the machine filled in."""
+    if not len(val_dataset):  # type: ignore[arg-type]
+        raise UserError("the validation dataset is empty: there is nothing to evaluate on.")
     total_steps = config.max_steps or config.epochs * len(batches)
     # A forward costs a third of a step, so this many evaluations are half as much work as the training.
     affordable = 1.5 * total_steps * config.batch_size / len(val_dataset)  # type: ignore[arg-type]
@@ -129,6 +133,7 @@ def train_and_evaluate(
     """
     config = config or TrainConfig()
     batches = Batches(train_dataset, config.batch_size, config.seed)
+    model.to(choose_device(config.device)[0])
     machine = choose_machine(config, model, next(batches.epoch(0)))
     config = resolve(config, batches, val_dataset, machine)
     folder = model_dir
@@ -136,8 +141,13 @@ def train_and_evaluate(
         folder = RunFolder(os.fspath(folder))
         folder.begin({}, dataclasses.asdict(config), versions())
     trainer = _Trainer(model, batches, val_dataset, config, machine, tokenizer, folder, on_log)
-    with machine.with_threads(), seeded(machine.device, stream_seed("training", config.seed)):
-        trainer.train(should_stop or (lambda: False))
+    try:
+        with machine.with_threads(), seeded(machine.device, stream_seed("training", config.seed)):
+            trainer.train(should_stop or (lambda: False))
+    except BaseException:
+        if folder and folder.staging and trainer.history.records:
+            warnings.warn(f"what the run wrote before this error is in {folder.staging}.", stacklevel=2)
+        raise
     if folder:
         folder.finish()
     for trouble in (trainer.history.message, folder and folder.upload_error):
@@ -160,7 +170,7 @@ class _Trainer:
         folder: RunFolder | None,
         on_log: Callable[[Record], None] | None,
     ) -> None:
-        self.model, self.batches, self.val_dataset = model.to(machine.device), batches, val_dataset
+        self.model, self.batches, self.val_dataset = model, batches, val_dataset
         self.config, self.machine, self.tokenizer = config, machine, tokenizer
         self.folder, self.on_log = folder, on_log
         self.total_steps = config.max_steps or 0
@@ -230,8 +240,8 @@ class _Trainer:
 
     def watch(self, result: StepResult, lr: float) -> None:
         """Keeps count of steps whose loss or gradient is no number; after a few in a row the run has diverged."""
-        # fp16's loss scaling meets infinite gradients in normal operation, skips them and lowers the scale.
-        fine = math.isfinite(result.loss) and (self.scaler.is_enabled() or math.isfinite(result.grad_norm))
+        scale_may_be_too_high = self.scaler.is_enabled() and self.scaler.get_scale() >= 1
+        fine = math.isfinite(result.loss) and (math.isfinite(result.grad_norm) or scale_may_be_too_high)
         self.bad_steps = 0 if fine else self.bad_steps + 1
         if math.isfinite(result.loss):
             self.losses.append(result.loss)
@@ -281,7 +291,7 @@ class _Trainer:
             # NaN is never best: every comparison with it is false.
             if record["val_loss"] < (self.history.best["val_loss"] if self.history.best else math.inf):
                 self.history.best = record
-                self.best_weights = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
+                self.best_weights = copy_weights(self.model.state_dict(), torch.clone)
                 if self.folder:
                     self.folder.save_model(pack_model(self.model, self.best_weights, self.tokenizer, record))
             self.record(record)
@@ -292,7 +302,9 @@ class _Trainer:
         if self.folder:
             self.folder.log(record)
         if self.on_log:
-            self.on_log(record)
+            # What a callback draws at random must not change the training.
+            with torch.random.fork_rng(devices=[self.machine.device] if self.machine.device.type == "cuda" else []):
+                self.on_log(record)
 
 
 class _Clock:

@@ -30,7 +30,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) 
 def learning_rate_at(step: int, config: TrainConfig, total_steps: int) -> float:
     """The learning rate of step 0 .. total_steps - 1: a linear warm-up to the peak, then the schedule's fall.
 
-    config.warmup_steps must be set; see `plan_steps`.
+    config.warmup_steps must be set, as `resolve` does.
     """
     warmup_steps, peak, end = config.warmup_steps or 0, config.learning_rate, config.min_learning_rate
     if step < warmup_steps:

@@ -8,7 +8,8 @@ import math
 import platform
 import shutil
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -34,13 +35,14 @@ class RunFolder:
 
     def __init__(self, path: str, *, overwrite: bool = False) -> None:
         self.path = path
-        self.notes = files.check_writable(path)
+        for note in files.check_writable(path):
+            warnings.warn(note, stacklevel=3)
         self._origin: dict[str, Any] = {}  # the tables of config.toml, stored in model.pt too
         self.upload_error: str | None = None
         self._taken = [name for name in files.list_names(path) if name in RUN_FILES]
         if self._taken:
             self._check_taken(overwrite)
-        self._staging: str | None = None
+        self.staging: str | None = None  # where the files of a remote run are until they are uploaded
 
     def _check_taken(self, overwrite: bool) -> None:
         config = files.join(self.path, CONFIG)
@@ -64,13 +66,14 @@ class RunFolder:
             for name in self._taken:
                 files.move(files.join(self.path, name), files.join(files.join(self.path, aside), name))
         if files.is_remote(self.path):
-            self._staging = tempfile.mkdtemp(prefix="slm-run-")
+            self.staging = tempfile.mkdtemp(prefix="slm-run-")
         files.write_bytes(self._local(CONFIG), write_config(asked, resolved, made_with))
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Adds a line to metrics.jsonl; numbers that JSON lacks (NaN, infinity) become null."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        with open(self._local(METRICS), "a", encoding="utf-8") as file:
+        path = self._local(METRICS)
+        with files.explaining(path, "write"), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(finite) + "\n")
 
     def save_model(self, packed: Mapping[str, Any]) -> None:
@@ -79,18 +82,18 @@ class RunFolder:
 
     def finish(self) -> None:
         """Uploads a remote run, the model last. What fails is kept locally and told in `upload_error`."""
-        if self._staging is None:
+        if self.staging is None:
             return
         try:
-            for name in files.list_names(self._staging):
-                files.upload(files.join(self._staging, name), files.join(self.path, name))
+            for name in files.list_names(self.staging):
+                files.upload(files.join(self.staging, name), files.join(self.path, name))
         except OSError as error:
-            self.upload_error = f"{error} The run is complete in {self._staging}; copy it from there."
+            self.upload_error = f"{error} The run is complete in {self.staging}; copy it from there."
         else:
-            shutil.rmtree(self._staging)
+            shutil.rmtree(self.staging)
 
     def _local(self, name: str) -> str:
-        return files.join(self._staging or self.path, name)
+        return files.join(self.staging or self.path, name)
 
 
 def pack_model(
@@ -105,16 +108,26 @@ def pack_model(
     """
     config = dataclasses.asdict(model.config) if type(model) is LanguageModel else None
     return {
-        "model": {name: tensor.cpu() for name, tensor in weights.items()},
+        "model": copy_weights(weights, lambda tensor: tensor.cpu()),
         "model_config": config,
         "tokenizer": tokenizer.to_json() if tokenizer else None,
-        "step": metrics.get("step", 0),
         "metrics": dict(metrics),
     }
 
 
-def unpack_model(content: Mapping[str, Any], path: str) -> tuple[LanguageModel, Tokenizer | None]:
-    """The model and tokenizer that `pack_model` packed. Raises UserError where the content does not fit together."""
+def copy_weights(
+    weights: Mapping[str, torch.Tensor], copy: Callable[[torch.Tensor], torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Copies by name, in which tensors that share their memory (tied embeddings) still do."""
+    copies: dict[int, torch.Tensor] = {}
+    for tensor in weights.values():
+        if tensor.data_ptr() not in copies:
+            copies[tensor.data_ptr()] = copy(tensor.detach())
+    return {name: copies[tensor.data_ptr()].view_as(tensor) for name, tensor in weights.items()}
+
+
+def unpack_model(content: Mapping[str, Any], path: str) -> tuple[LanguageModel, Tokenizer | None, dict[str, Any]]:
+    """The model, tokenizer and metrics that `pack_model` packed. Raises UserError where they do not fit together."""
     if content.get("model_config") is None:
         raise UserError(
             f"{path} holds the weights of a module that is not slm.LanguageModel. Build that module and call "
@@ -124,9 +137,9 @@ def unpack_model(content: Mapping[str, Any], path: str) -> tuple[LanguageModel, 
         model = LanguageModel(ModelConfig(**content["model_config"]))
         model.load_state_dict(content["model"])
         tokenizer = Tokenizer.from_json(content["tokenizer"], path) if content["tokenizer"] else None
+        return model, tokenizer, dict(content["metrics"])
     except (RuntimeError, TypeError, KeyError, AttributeError, ValueError) as error:
         raise UserError(f"{path} is damaged: its weights and configuration do not fit ({error}).") from error
-    return model, tokenizer
 
 
 def versions() -> dict[str, str]:
