@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 from conftest import SMALL, make_text
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 import slm
 from slm.config import FIELDS
@@ -221,6 +223,10 @@ def damaged(kind: str, good: bytes, folder: Path) -> bytes:
         torch.save({k: v for k, v in content.items() if k != "tokenizer"}, path)
     elif kind == "pickled object":
         torch.save(torch.nn.Linear(2, 2), path)
+    elif kind == "flipped bit":
+        middle = bytearray(good)
+        middle[len(good) // 2] ^= 1  # within the weights, which are most of the file
+        return bytes(middle)
     elif kind == "foreign zip":
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("hello.txt", "hello")
@@ -236,6 +242,7 @@ def damaged(kind: str, good: bytes, folder: Path) -> bytes:
         ("text", "not a model of slm"),
         ("cut", "cut short"),
         ("cut end", "cut short"),
+        ("flipped bit", "checksum"),
         ("newer", "upgrade slm"),
         ("foreign", "not a model that slm saved"),
         ("foreign zip", "damaged"),
@@ -361,3 +368,62 @@ def test_every_setting_is_a_keyword_with_its_default() -> None:
     keywords = inspect.signature(slm.train).parameters
     for name, field in FIELDS.items():
         assert keywords[name].default == (None if name == "model_dir" else field.default), name
+
+
+def test_a_config_file_says_where_to_write_as_a_keyword_does(tmp_path: Path, text_file: str) -> None:
+    (tmp_path / "mine.toml").write_text(f"model_dir = {json.dumps(str(tmp_path / 'there'))}\n")
+    slm.train(text_file, config=tmp_path / "mine.toml", **SMALL)
+    assert slm.load(tmp_path / "there").step == 12
+
+
+def test_text_given_as_a_path_is_told_to_go_in_a_list() -> None:
+    for text in ("To be,\nor not to be", "word " * 500):
+        with pytest.raises(slm.UserError, match="literal text goes in a list"):
+            slm.train(text)
+
+
+def test_a_repeat_with_another_tokenizer_json_is_refused(tmp_path: Path, text_file: str) -> None:
+    tokenizer, other = (slm.make_tokenizer("bpe", [make_text()], size) for size in (280, 290))
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    settings = SMALL | {"tokenizer": tmp_path / "tokenizer.json", "model_dir": tmp_path / "run"}
+    slm.train(text_file, **settings)
+    (tmp_path / "tokenizer.json").write_text(other.to_json(), encoding="utf-8")
+    with pytest.raises(slm.UserError, match=r"another tokenizer\.json|vocab_size"):
+        slm.train(repeat=tmp_path / "run", quiet=True)
+
+
+def test_tied_weights_are_saved_once(tmp_path: Path, text: str) -> None:
+    run = slm.train([text], model_dir=tmp_path / "run", tie_embeddings=True, **SMALL)
+    weights = checkpoint.load_file(str(tmp_path / "run" / "model.pt"))["model"]
+    assert weights["embedding.weight"].data_ptr() == weights["lm_head.weight"].data_ptr()
+    assert slm.load(tmp_path / "run").generate("the", seed=1) == run.generate("the", seed=1)
+
+
+def test_a_remote_run_that_dies_tells_where_its_files_are(text_file: str) -> None:
+    def break_down(record: dict[str, Any]) -> None:
+        if record["step"] == 12:
+            raise RuntimeError("the tracker is down")
+
+    with (
+        pytest.warns(UserWarning, match="before this error is in ") as caught,
+        pytest.raises(RuntimeError, match="the tracker is down"),
+    ):
+        slm.train(text_file, model_dir="memory://dies/run", on_log=break_down, **SMALL)
+    folder = str(caught[0].message).split(" is in ")[1].rstrip(".")
+    assert slm.load(folder).step > 0
+
+
+def test_generated_text_goes_on_from_the_prompt_with_any_tokenizer(tmp_path: Path, text: str) -> None:
+    backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    backend.train_from_iterator(
+        [text], trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>"], show_progress=False)
+    )
+    backend.save(str(tmp_path / "tokenizer.json"))
+    run = slm.train([text], **(SMALL | {"tokenizer": str(tmp_path / "tokenizer.json")}))
+    assert run.tokenizer is not None
+    texts = {run.generate("the cat", max_new_tokens=8, seed=seed) for seed in range(8)}
+    ids = {seed: run.tokenizer.encode(run.generate("the cat", max_new_tokens=8, seed=seed)) for seed in range(8)}
+    assert any(text.startswith("the cat ") for text in texts)
+    assert all(run.tokenizer.decode(found).startswith("the cat") for found in ids.values())

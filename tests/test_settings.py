@@ -43,12 +43,12 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "min_learning_rate": st.floats(0, 1e-3),
     "epochs": COUNTS,
     "max_steps": OPTIONAL_COUNTS,
-    "seed": st.integers(0, 2**70),
+    "seed": st.integers(0, 2**63 - 1),
     "warmup_steps": st.none() | st.integers(0, 10**9),
     "device": TEXTS,
     "schedule": st.sampled_from(["linear", "cosine", "constant"]),
     "eval_every": OPTIONAL_COUNTS,
-    "threads": OPTIONAL_COUNTS,
+    "threads": st.none() | st.integers(1, 1024),
 }
 SETTINGS = st.fixed_dictionaries({}, optional=VALUES)
 INVOCATION = st.fixed_dictionaries(
@@ -144,7 +144,7 @@ def test_a_repeated_run_has_the_resolved_settings(folder: Path, keys: dict[str, 
 
 
 def test_config_toml_begins_with_the_marker_of_a_run() -> None:
-    assert write_config({"epochs": 1}, {}, {}).decode().splitlines()[0] == MARKER
+    assert write_config({"epochs": 1}, {}, {}).decode().startswith(MARKER)
 
 
 def test_none_is_left_out_of_config_toml() -> None:

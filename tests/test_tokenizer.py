@@ -326,7 +326,10 @@ def test_a_foreign_tokenizer_json_is_read_by_path_and_encodes_as_its_library_doe
         assert all(0 <= id < tokenizer.vocab_size for id in tokenizer.encode(sample))
     again = Tokenizer.from_json(tokenizer.to_json())
     assert again.encode(text) == tokenizer.encode(text)
-    assert tokenizer.bytes_per_token().shape == (tokenizer.vocab_size,)
+    # These tokenizers forget some spaces; what they do keep is counted, but for a space before the first word.
+    kept = "the end of the fox"
+    counted = tokenizer.bytes_per_token()[tokenizer.encode(kept)].sum().item()
+    assert counted - len(tokenizer.decode(tokenizer.encode(kept)).encode()) in (0, 1)
 
 
 @pytest.mark.parametrize("spoil", ["truncation", "padding"])

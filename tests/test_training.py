@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from slm.config import IGNORE_INDEX, ModelConfig, TrainConfig
+from slm.config import IGNORE_INDEX, ModelConfig, TrainConfig, UserError
 from slm.data.dataset import TextDataset
 from slm.metrics.evaluate import evaluate
 from slm.model.loss import WithLoss
@@ -383,3 +383,54 @@ def test_evaluation_draws_no_random_number() -> None:
     first, second = evaluate(model, make_data(100)), evaluate(model, make_data(100))
     assert first == second
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_a_callback_draws_at_random_does_not_change_the_training() -> None:
+    config = ModelConfig(**{**TINY.__dict__, "dropout": 0.3})
+    results = []
+    for on_log in (None, lambda record: torch.rand(3)):
+        history = train_and_evaluate(make_model(config), make_data(), make_data(100), make_config(), on_log=on_log)
+        results.append(without_timing(history))
+    assert results[0] == results[1]
+
+
+class KeepsItsMask(nn.Module):
+    """A module that makes a tensor when first called and keeps it, as many do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.scale = nn.Embedding(7, 7), None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if self.scale is None and not self.training:
+            self.scale = torch.full((7,), 2.0)
+        logits: Tensor = self.table(tokens)
+        return logits if self.scale is None else logits * self.scale
+
+
+def test_a_module_that_keeps_a_tensor_from_an_evaluation_goes_on_training() -> None:
+    history = train_and_evaluate(KeepsItsMask(), Pairs(), Pairs(), make_config(eval_every=2, max_steps=6))
+    assert len(history.evaluations) == 3 + 3  # and at each of three epochs' ends but one
+
+
+class NoBf16(Bigram):
+    def forward(self, tokens: Tensor) -> Tensor:
+        if torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("no bf16 here")
+        return super().forward(tokens)
+
+
+def test_a_module_that_cannot_do_bf16_trains_in_fp32() -> None:
+    history = train_and_evaluate(NoBf16(), Pairs(), Pairs(), make_config(precision="auto", max_steps=2))
+    assert history.status == "finished"
+
+
+class Nothing(Dataset[tuple[Tensor, Tensor]]):
+    def __len__(self) -> int:
+        return 0
+
+
+def test_empty_datasets_are_refused_before_training() -> None:
+    for train_dataset, val_dataset in ((Nothing(), Pairs()), (Pairs(), Nothing())):
+        with pytest.raises(UserError, match="empty"):
+            train_and_evaluate(Bigram(), train_dataset, val_dataset, make_config())
