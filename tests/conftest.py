@@ -7,11 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from gcs_fake import FakeGCS
 from google.cloud.storage import blob as client_blob
 
 from slm.storage import gcs
+
+hypothesis.settings.register_profile("same each time", derandomize=True)
+hypothesis.settings.load_profile("same each time")
 
 WORDS = [
     "the",

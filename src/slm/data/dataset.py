@@ -16,6 +16,9 @@ from torch.utils.data import Dataset
 from slm.config import IGNORE_INDEX, UserError
 
 
+_NOT_INDEXED_BY_OLD_TORCH = {torch.uint16, torch.uint32, torch.uint64}  # before 2.13 at least: 2.9 does not
+
+
 class TextDataset(Dataset[tuple[Tensor, Tensor]]):
     """Windows side by side over a text: item i holds tokens (T,) from i*T on, and the same shifted by one as targets.
 
@@ -28,6 +31,8 @@ class TextDataset(Dataset[tuple[Tensor, Tensor]]):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes to it
             self.tokens = torch.as_tensor(token_ids, device="cpu")
+        if self.tokens.dtype in _NOT_INDEXED_BY_OLD_TORCH:
+            self.tokens = self.tokens.long()
         kind = self.tokens.dtype
         if self.tokens.dim() != 1 or kind.is_floating_point or kind.is_complex or kind == torch.bool:
             raise UserError(
