@@ -15,7 +15,6 @@ from torch.utils.data import Dataset
 
 from slm.config import IGNORE_INDEX, UserError
 
-
 _NOT_INDEXED_BY_OLD_TORCH = {torch.uint16, torch.uint32, torch.uint64}  # before 2.13 at least: 2.9 does not
 
 
