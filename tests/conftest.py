@@ -9,6 +9,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+import torch
 from gcs_fake import FakeGCS
 from google.cloud.storage import blob as client_blob
 
@@ -56,6 +57,12 @@ def make_text(num_words: int = 2000) -> str:
     draw = random.Random(0)
     words = [draw.choice(WORDS) for _ in range(num_words)]
     return "\n".join(" ".join(words[i : i + 6]) for i in range(0, num_words, 6)) + "\n"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """At these sizes a second thread only waits, and on a busy machine for long."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -7,56 +7,25 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import every_combination, with_large_weights
 from torch import Tensor
 
 from slm.config import ModelConfig, UserError
 from slm.model import KVCache, LanguageModel, choose_next_token, stream_tokens
 
 V, WINDOW, NUM_LAYERS = 23, 8, 2
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "positions": ("learned", "rope"),
-    "norm": ("layernorm", "rmsnorm"),
-    "mlp": ("gelu", "relu2", "swiglu"),
-    "qk_norm": (False, True),
-    "num_kv_heads": (None, 2),
-}
-COMBINATIONS = [dict(zip(CHOICES, values, strict=True)) for values in itertools.product(*CHOICES.values())]
-
-
-def name_of(options: dict[str, Any]) -> str:
-    return "-".join(value if isinstance(value, str) else f"{name}={value}" for name, value in options.items())
-
-
-every_combination = pytest.mark.parametrize("options", COMBINATIONS, ids=name_of)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """At these sizes a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_model(max_seq_len: int = WINDOW, **options: Any) -> LanguageModel:
     """A model whose weights are so large that each token changes what comes next."""
     sizes = {"vocab_size": V, "embed_dim": 16, "num_heads": 4, "num_layers": NUM_LAYERS, "hidden_dim": 12}
-    model = LanguageModel(ModelConfig(**sizes, max_seq_len=max_seq_len, **options)).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.4, generator=generator)
-            if "norm" in name and name.endswith("weight"):
-                parameter += 1
-    return model
+    return with_large_weights(LanguageModel(ModelConfig(**sizes, max_seq_len=max_seq_len, **options)))
 
 
 def make_tokens(*shape: int, seed: int = 1) -> Tensor:

@@ -6,7 +6,6 @@ Shapes: B batch, T positions, V vocab_size.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -18,15 +17,6 @@ from slm.config import ModelConfig
 from slm.model import IGNORE_INDEX, LanguageModel, WithLoss, next_token_loss
 
 V = 7
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """At these sizes a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_logits(*shape: int, seed: int = 0) -> Tensor:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import copy
 import io
-import itertools
 import math
 import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import CHOICES, every_combination, every_pair, with_large_weights
 from torch import Tensor
 
 from slm.config import ModelConfig
@@ -36,44 +35,10 @@ SMALL: dict[str, Any] = {
     "norm_eps": 0.05,
     "rope_base": 20.0,
 }
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "positions": ("learned", "rope"),
-    "norm": ("layernorm", "rmsnorm"),
-    "mlp": ("gelu", "relu2", "swiglu"),
-    "qk_norm": (False, True),
-    "num_kv_heads": (None, 2),
-}
-COMBINATIONS = [dict(zip(CHOICES, values, strict=True)) for values in itertools.product(*CHOICES.values())]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """At these sizes a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def name_of(options: dict[str, Any]) -> str:
-    return "-".join(value if isinstance(value, str) else f"{name}={value}" for name, value in options.items())
-
-
-every_combination = pytest.mark.parametrize("options", COMBINATIONS, ids=name_of)
-# Few enough to be quick; any two choices still meet in one of them.
-every_pair = pytest.mark.parametrize("options", COMBINATIONS[::5], ids=name_of)
 
 
 def make_model(seed: int = 0, **options: Any) -> LanguageModel:
-    """A model in eval mode with large weights: at its initial weights an error would drown in logits near 0."""
-    model = LanguageModel(ModelConfig(**(SMALL | options))).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.4, generator=generator)
-            if "norm" in name and name.endswith("weight"):
-                parameter += 1
-    return model
+    return with_large_weights(LanguageModel(ModelConfig(**(SMALL | options))), seed)
 
 
 def make_tokens(*shape: int, seed: int = 1) -> Tensor:

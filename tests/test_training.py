@@ -18,7 +18,7 @@ from slm.metrics.evaluate import evaluate
 from slm.model.loss import WithLoss
 from slm.model.transformer import LanguageModel
 from slm.training.device import Machine, seeded
-from slm.training.loop import MAX_BAD_STEPS, History, train_and_evaluate, train_step
+from slm.training.loop import MAX_BAD_STEPS, History, StepResult, train_and_evaluate, train_step
 from slm.training.optimizer import learning_rate_at, make_optimizer
 
 CPU = torch.device("cpu")
@@ -44,22 +44,19 @@ def without_timing(history: History) -> list[dict[str, object]]:
     return [{k: v for k, v in record.items() if k not in TIMING} for record in history.records]
 
 
-def step_once(
-    model: nn.Module, tokens: Tensor, targets: Tensor, micro_batch_size: int, precision: str = "fp32"
-) -> float:
-    machine = Machine(CPU, precision, 1, "")
-    config = make_config()
-    result = train_step(
+def step_once(model: nn.Module, tokens: Tensor, targets: Tensor, *, size: int, max_grad_norm: float) -> StepResult:
+    """One step of SGD, which shows a wrong gradient at once, where Adam's first step would hide its scale."""
+    machine = Machine(CPU, "fp32", 1, "")
+    return train_step(
         WithLoss(model),
-        make_optimizer(model, config, CPU),
+        torch.optim.SGD(model.parameters(), lr=1.0),
         tokens,
         targets,
-        micro_batch_size=micro_batch_size,
-        max_grad_norm=1.0,
+        micro_batch_size=size,
+        max_grad_norm=max_grad_norm,
         machine=machine,
         scaler=machine.grad_scaler(),
     )
-    return result.loss
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 3, 5])
@@ -70,23 +67,10 @@ def test_micro_batches_equal_the_whole_batch_also_with_ragged_masks(micro_batch_
         targets[row, 8 - row :] = IGNORE_INDEX  # from no to five masked targets
     targets[5] = IGNORE_INDEX  # and one row without any
     whole, split = make_model(), make_model()
-    # SGD shows a wrong gradient at once, where Adam's first step would hide its scale.
-    losses = []
-    for model, size in ((whole, 6), (split, micro_batch_size)):
-        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        machine = Machine(CPU, "fp32", 1, "")
-        losses.append(
-            train_step(
-                WithLoss(model),
-                optimizer,
-                tokens,
-                targets,
-                micro_batch_size=size,
-                max_grad_norm=0,
-                machine=machine,
-                scaler=machine.grad_scaler(),
-            ).loss
-        )
+    losses = [
+        step_once(model, tokens, targets, size=size, max_grad_norm=0).loss
+        for model, size in ((whole, 6), (split, micro_batch_size))
+    ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
     for (name, a), b in zip(whole.named_parameters(), split.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5, msg=name)
@@ -96,19 +80,9 @@ def test_a_gradient_longer_than_the_maximum_is_scaled_to_it() -> None:
     tokens = torch.randint(0, 11, (4, 8), generator=torch.Generator().manual_seed(1))
     moved = {}
     for max_grad_norm in (0.01, 0.0):
-        model, machine = make_model(), Machine(CPU, "fp32", 1, "")
+        model = make_model()
         before = [p.detach().clone() for p in model.parameters()]
-        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        result = train_step(
-            WithLoss(model),
-            optimizer,
-            tokens,
-            tokens.roll(-1, dims=1),
-            micro_batch_size=4,
-            max_grad_norm=max_grad_norm,
-            machine=machine,
-            scaler=machine.grad_scaler(),
-        )
+        result = step_once(model, tokens, tokens.roll(-1, dims=1), size=4, max_grad_norm=max_grad_norm)
         change = torch.stack([(p - b).square().sum() for p, b in zip(model.parameters(), before, strict=True)])
         moved[max_grad_norm] = (change.sum().sqrt().item(), result.grad_norm)
     assert moved[0.01][0] == pytest.approx(0.01, rel=1e-3)

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from slm.config import IGNORE_INDEX, UserError
 
-_NOT_INDEXED_BY_OLD_TORCH = {torch.uint16, torch.uint32, torch.uint64}  # before 2.13 at least: 2.9 does not
+_NOT_INDEXED_BY_OLD_TORCH = {torch.uint16, torch.uint32, torch.uint64}  # by torch 2.9, that is; 2.13 does
 
 
 class TextDataset(Dataset[tuple[Tensor, Tensor]]):
