@@ -57,7 +57,8 @@ def test_text_that_is_not_utf8_is_refused_with_byte_position_and_cure(
     with pytest.raises(UserError, match=f"is not UTF-8 text: byte {byte} at position {position} ") as caught:
         read_corpus(path)
     assert str(caught.value).startswith(path)
-    assert f"iconv -f latin1 -t utf-8 {path}" in str(caught.value)
+    encoding = "utf-16" if content.startswith(b"\xff\xfe") else "latin1"
+    assert f"iconv -f {encoding} -t utf-8 {path}" in str(caught.value)
 
 
 def test_a_missing_file_is_told_how_to_pass_literal_text(tmp_path: Path) -> None:

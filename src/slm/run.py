@@ -98,7 +98,9 @@ def stream(
     tokenizer (the dummy data has none) and for arguments that make no sense.
     """
     if run.tokenizer is None:
-        raise UserError("this model was trained on random dummy tokens and has no tokenizer, so it cannot write text.")
+        raise UserError(
+            "this model has no tokenizer, for it was trained on dummy tokens or on token ids: it cannot write text."
+        )
     ids = run.tokenizer.encode(prompt) or [run.tokenizer.end_id or 0]
     tokens = stream_tokens(
         run.model,

@@ -111,7 +111,7 @@ class Interruption:
         at_once = self.signal is not None or not self._in_steps
         self.signal = number
         if at_once:
-            print("\nstopped at once; nothing more was saved.", file=sys.stderr)
+            print("\nstopped at once; a model.pt that is there is that of the last evaluation.", file=sys.stderr)
             raise SystemExit(self.exit_code)
         print(
             "\nstopping as soon as the model is evaluated and saved; once more to stop at once.",

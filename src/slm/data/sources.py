@@ -96,9 +96,10 @@ def _decoded(data: bytes, path: str) -> str:
         return data[start:].decode()
     except UnicodeDecodeError as error:
         place = start + error.start
+        encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "latin1"
         raise UserError(
             f"{path} is not UTF-8 text: byte 0x{data[place]:02x} at position {place} does not fit. "
-            f"Convert it first, for instance: iconv -f latin1 -t utf-8 {path} > converted.txt"
+            f"Convert it first, for instance: iconv -f {encoding} -t utf-8 {path} > converted.txt"
         ) from error
 
 

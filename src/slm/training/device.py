@@ -132,7 +132,7 @@ def _bf16_gain(with_loss: WithLoss, tokens: Tensor, targets: Tensor) -> float:
     Not a bare matrix product: casts, and what stays in fp32, eat up much of what bf16 gains there.
     """
     windows = max(1, _PROBE_POSITIONS // tokens.size(1))
-    tokens, targets = tokens[:windows], targets[:windows]
+    tokens, targets = tokens[:windows, :_PROBE_POSITIONS], targets[:windows, :_PROBE_POSITIONS]
     was_training = with_loss.training
     with_loss.eval()  # draws no dropout
 
