@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,12 @@ def make_text(num_words: int = 2000) -> str:
     draw = random.Random(0)
     words = [draw.choice(WORDS) for _ in range(num_words)]
     return "\n".join(" ".join(words[i : i + 6]) for i in range(0, num_words, 6)) + "\n"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def temporary_files_of_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Runs whose upload fails on purpose keep their files; they go where pytest tidies up."""
+    tempfile.tempdir = str(tmp_path_factory.mktemp("temporary"))
 
 
 @pytest.fixture(autouse=True, scope="session")
