@@ -15,7 +15,9 @@ import slm
 from slm.config import FIELDS, kind_of
 
 ROOT = Path(__file__).parent.parent
-PATHS = {"model_dir", "val_data", "tokenizer", "config", "repeat"}
+DATA = "str | os.PathLike[str] | Iterable[str] | Iterable[int] | Sequence[os.PathLike[str]] | None"
+KINDS = {"strs": "one or several str"}
+PATHS = {"model_dir", "tokenizer", "config", "repeat"}
 
 
 def flags_page() -> str:
@@ -35,7 +37,7 @@ def flags_page() -> str:
             text += f" One of {', '.join(f'`{choice}`' for choice in field.metadata['choices'])}."
         if field.metadata["rule"]:
             text += f" Must be {field.metadata['rule']}."
-        row = f"| `--{field.name}` | {kind_of(field)} | {_default(field.default)} | {text} |"
+        row = f"| `--{field.name}` | {KINDS.get(kind_of(field), kind_of(field))} | {_default(field.default)} | {text} |"
         groups.setdefault(field.metadata["group"], []).append(row)
     for group, rows in groups.items():
         lines += [
@@ -60,6 +62,8 @@ def _type(parameter: inspect.Parameter) -> str:
     if choices := FIELDS[parameter.name].metadata["choices"]:
         return f"Literal[{', '.join(json.dumps(choice) for choice in choices)}]"
     kind = str(parameter.annotation)
+    if kind_of(FIELDS[parameter.name]) == "strs":
+        return kind.replace("tuple[str, ...]", "str | os.PathLike[str] | Sequence[str]")
     return kind.replace("str", "str | os.PathLike[str]") if parameter.name in PATHS else kind
 
 
@@ -84,7 +88,7 @@ def stub() -> str:
             '"""The public names of slm. Made by docs/generate.py; do not edit."""',
             "",
             "import os",
-            "from collections.abc import Callable, Iterable",
+            "from collections.abc import Callable, Iterable, Sequence",
             "from typing import Literal",
             "",
             "from slm._version import __version__ as __version__",
@@ -92,7 +96,7 @@ def stub() -> str:
             "from slm.training.loop import Record",
             "",
             "def train(",
-            "    data: str | os.PathLike[str] | Iterable[str] | None = None,",
+            f"    data: {DATA} = None,",
             "    *,",
             "    on_log: Callable[[Record], None] | None = None,",
             "    should_stop: Callable[[], bool] | None = None,",

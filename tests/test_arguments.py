@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm import __version__
-from slm.cli import generate, train
+from slm.cli import generate, prepare, train
 from slm.config import FIELDS, kind_of
 
 PARSER = train.make_parser(everything=True)
@@ -18,6 +18,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "int": {"7": 7, "0": 0, "-3": -3},
     "float": {"1e-3": 1e-3, "2": 2.0, ".5": 0.5, "-0.25": -0.25},
     "str": {"my-file_name.txt": "my-file_name.txt", "gs://a-b/c": "gs://a-b/c", "": "", "a=b": "a=b", "é 漢": "é 漢"},
+    "strs": {"my-file_name.txt": ["my-file_name.txt"], "gs://a-b/*.gz": ["gs://a-b/*.gz"], "": [""], "a=b": ["a=b"]},
 }
 VALUED = [name for name, field in FIELDS.items() if kind_of(field) != "bool"]
 SWITCHES = [name for name, field in FIELDS.items() if kind_of(field) == "bool"]
@@ -105,6 +106,20 @@ def test_a_switch_turns_on_and_off(name: str) -> None:
 
 def test_of_a_flag_given_twice_the_last_counts() -> None:
     assert PARSER.parse(["--bias", "--no_bias", "--epochs", "2", "--epochs=3"]) == {"bias": False, "epochs": 3}
+    assert PARSER.parse(["--data", "a", "b", "--data=c"]) == {"data": ["c"]}
+
+
+@pytest.mark.parametrize("name", [name for name in VALUED if kind_of(FIELDS[name]) == "strs"])
+@settings(deadline=None, max_examples=50)
+@given(
+    values=st.lists(st.text(st.characters(codec="utf-8")).filter(lambda v: not v.startswith("-")), min_size=1),
+    before=st.booleans(),
+)
+def test_a_flag_that_takes_several_values_takes_all_up_to_the_next_flag(
+    name: str, values: list[str], before: bool
+) -> None:
+    other, several = ["--epochs", "3"], [f"--{name}", *values]
+    assert PARSER.parse([*other, *several] if before else [*several, *other]) == {name: values, "epochs": 3}
 
 
 @pytest.mark.parametrize(
@@ -237,3 +252,18 @@ def test_the_other_command_reads_flags_the_same_way(capsys: pytest.CaptureFixtur
         parser.parse(["--temprature", "1"])
     assert caught.value.code == 2
     assert "Did you mean --temperature?" in capsys.readouterr().err
+
+
+def test_preparing_takes_every_setting_that_decides_the_tokens_as_training_does() -> None:
+    names = [name for name, field in FIELDS.items() if field.metadata["group"] == "data" and name in VALUED]
+    for name in [*names, "vocab_size"]:
+        for typed, meant in examples_of(name).items():
+            assert prepare.make_parser().parse([f"--{name.replace('_', '-')}", typed]) == {name: meant}
+
+
+@pytest.mark.parametrize("arguments", [[], ["--quiet"], ["--data", "a", "--list"], ["--list", "--clean"]], ids=str)
+def test_preparing_does_one_thing_at_a_time(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        prepare.main(arguments)
+    assert caught.value.code == 2
+    assert "give one of --data (what to prepare), --list and --clean" in capsys.readouterr().err

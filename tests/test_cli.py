@@ -19,7 +19,6 @@ from slm.cli import generate, train
 from slm.storage import files
 
 SIZES = [f"--{name}={value}" for name, value in SMALL.items() if name not in ("quiet", "max_steps")]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 CONTROL_CODES = re.compile(r"[\x00-\x08\x0b-\x1f]")
 pytestmark = pytest.mark.filterwarnings("ignore:only . steps")
 
@@ -35,6 +34,11 @@ def _process_state() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+def environment() -> dict[str, str]:
+    """What a command runs in, with the cache of the tests."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
 def command(module: str, *arguments: str) -> list[str]:
     call = f"import sys; from slm.cli.{module} import main; sys.exit(main())"
     return [sys.executable, "-c", call, *arguments]
@@ -42,7 +46,7 @@ def command(module: str, *arguments: str) -> list[str]:
 
 def run(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(module, *arguments), cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, check=False
+        command(module, *arguments), cwd=cwd, env=environment(), capture_output=True, text=True, check=False
     )
 
 
@@ -50,7 +54,7 @@ def test_without_any_flag_the_dummy_run_of_the_original_happens(tmp_path: Path) 
     (tmp_path / "README.md").write_text("mine")
     done = run("train", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "cannot be learned" in done.stdout
+    assert "which nobody can learn" in done.stdout
     assert "ln(10000) = 9.210" in done.stdout
     assert not CONTROL_CODES.search(done.stdout + done.stderr)
     loaded = slm.load(tmp_path)
@@ -85,7 +89,7 @@ def test_a_signal_stops_after_the_step_saves_and_tells(
     with subprocess.Popen(
         command("train", *flags),
         cwd=tmp_path,
-        env=ENVIRONMENT,
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -110,7 +114,7 @@ def test_a_terminal_sees_a_live_line_and_a_pipe_sees_plain_ones(tmp_path: Path, 
     flags = ["--data", text_file, "--max_steps", "12", *SIZES]
     main_end, other_end = pty.openpty()
     process = subprocess.Popen(
-        command("train", *flags, "--model_dir", "live"), cwd=tmp_path, env=ENVIRONMENT | {"TERM": "xterm"},
+        command("train", *flags, "--model_dir", "live"), cwd=tmp_path, env=environment() | {"TERM": "xterm"},
         stdout=other_end, stderr=subprocess.PIPE, stdin=other_end,
     )  # fmt: skip
     os.close(other_end)
@@ -140,6 +144,30 @@ def test_quiet_prints_nothing(tmp_path: Path, text_file: str, capsys: pytest.Cap
     assert capsys.readouterr() == ("", "")
 
 
+def test_several_sources_in_any_encoding_are_read_and_what_was_replaced_is_told(
+    tmp_path: Path, text_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "folder"
+    (folder / "below").mkdir(parents=True)
+    (folder / "utf16.txt").write_bytes("naïve 漢字 ".encode("utf-16"))
+    (folder / "latin1.txt").write_bytes("café ".encode("latin-1") * 3)
+    (folder / "below" / "windows.txt").write_bytes(b"one\r\ntwo\r\n")
+    arguments = ["--data", text_file, str(folder), "--max_steps=2", f"--model_dir={tmp_path / 'run'}", *SIZES]
+    assert train.main(arguments) == 0
+    output = capsys.readouterr()
+    told = next(line for line in output.out.splitlines() if line.startswith("data "))
+    for words in (
+        *("2 sources: ", "4 files, 4 documents", "1 file with Windows line ends", "1 byte order mark"),
+        "3 bytes were not UTF-8 and became U+FFFD (first in latin1.txt)",
+    ):
+        assert words in told
+    tokenizer = slm.load(tmp_path / "run").tokenizer
+    assert tokenizer is not None
+    assert tokenizer.decode(tokenizer.encode("naïve caf\ufffd")) == "naïve caf\ufffd"
+    assert tokenizer.encode("漢") != tokenizer.encode("字")
+    assert tokenizer.encode("\r") == tokenizer.encode("\ufffd")
+
+
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The single line with which slm-train refuses the arguments."""
     try:
@@ -156,16 +184,25 @@ def test_every_mistake_gets_one_line_and_exit_code_2(
     tmp_path: Path, text_file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "latin1.txt").write_bytes("café".encode("latin-1") * 100)
+    (tmp_path / "zeros.txt").write_bytes(bytes(100))
+    (tmp_path / "void").mkdir()
     (tmp_path / "empty.txt").write_bytes(b"")
     (tmp_path / "bad.toml").write_text("epochs = = 3")
     (tmp_path / "unknown.toml").write_text("epoch = 3")
     (tmp_path / "file").write_text("a file")
     for arguments, words in {
-        ("--data", "missing.txt"): "missing.txt does not exist",
-        ("--data", "latin1.txt"): "not UTF-8",
+        ("--data", "missing.txt"): "There is no file or folder 'missing.txt'",
+        ("--data", text_file, "missing.txt"): "There is no file or folder 'missing.txt'",
+        ("--data", "*.json"): "No file fits the pattern '*.json'",
+        ("--data", "void"): "no files in the folder 'void'",
+        ("--data", "zeros.txt"): "zeros.txt",
         ("--data", "empty.txt"): "empty",
-        ("--data", "."): "folder",
+        ("--data", text_file, "dummy"): "random tokens, not text",
+        ("--data", "stories:5"): "stories:50MB",
+        ("--data", text_file, "--text_field"): "--text_field",
+        ("--data", text_file, "--val_data", "missing.txt"): "There is no file or folder 'missing.txt'",
+        ("--mask_documents",): "no token between documents",
+        ("--document_start", "10000"): "below vocab_size = 10000",
         ("--embed_dim", "130"): "Try embed_dim = 128 or 132",
         ("--epochs", "0"): "at least 1",
         ("--learning_rate", "nan"): "finite",
@@ -187,7 +224,7 @@ def test_every_mistake_gets_one_line_and_exit_code_2(
     }.items():
         assert words in refused(capsys, *arguments), arguments
     assert {path.name for path in tmp_path.iterdir()} == {
-        "latin1.txt", "empty.txt", "bad.toml", "unknown.toml", "file", "text.txt"
+        "zeros.txt", "void", "empty.txt", "bad.toml", "unknown.toml", "file", "text.txt"
     }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,7 @@ NUMERIC: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "eval_every": AT_LEAST_1,
     "log_every": AT_LEAST_1,
     "threads": AT_LEAST_1,
+    "document_start": AT_LEAST_0,
 }
 # What else must be set, so that only the field in question can be refused.
 COMPANIONS: dict[str, dict[str, Any]] = {
@@ -168,6 +170,28 @@ def test_bool_fields_take_only_bools(name: str, value: Any) -> None:
 def test_str_fields_take_only_str(name: str, value: Any) -> None:
     with pytest.raises(UserError, match=rf"^{name} = {re.escape(repr(value))}: must be a str"):
         make(name, value)
+
+
+SEVERAL = [name for name, field in FIELDS.items() if kind_of(field) == "strs"]
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+@settings(deadline=None)
+@given(values=st.lists(st.text(), min_size=1))
+def test_one_str_is_a_tuple_of_one_and_a_list_is_a_tuple(name: str, values: list[str]) -> None:
+    assert make(name, values[0]) == (values[0],)
+    assert make(name, values) == make(name, tuple(values)) == tuple(values)
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+@pytest.mark.parametrize("value", [[], (), 0, True, b"x", ["x", 3], [None], [["x"]], {"x": 1}, {"x"}], ids=repr)
+def test_fields_of_several_strs_refuse_all_else(name: str, value: Any) -> None:
+    with pytest.raises(UserError, match=rf"^{name} = {re.escape(repr(value))}: must be a path, .* or a list of them"):
+        make(name, value)
+
+
+def test_sources_are_the_settings_that_take_several() -> None:
+    assert SEVERAL == ["data", "val_data"]
 
 
 @pytest.mark.parametrize("name", [name for name, field in FIELDS.items() if field.metadata["choices"]])
@@ -268,6 +292,17 @@ def test_learning_rate_cannot_end_above_its_peak() -> None:
         TrainConfig(learning_rate=1e-3, min_learning_rate=0.01)
 
 
+@settings(deadline=None)
+@given(vocab_size=st.integers(2, 100), document_start=st.integers(0, 200))
+def test_a_document_starts_with_a_token_of_the_vocabulary(vocab_size: int, document_start: int) -> None:
+    keys = {"vocab_size": vocab_size, "document_start": document_start}
+    if document_start < vocab_size:
+        assert ModelConfig(**keys).document_start == document_start
+    else:
+        with pytest.raises(UserError, match=f"document_start = {document_start}: .* vocab_size = {vocab_size}"):
+            ModelConfig(**keys)
+
+
 def test_user_error_is_a_value_error() -> None:
     assert issubclass(UserError, ValueError)
 
@@ -287,7 +322,7 @@ def test_every_field_has_help_and_a_group(name: str) -> None:
 
 
 def test_every_field_is_of_a_kind_that_flags_can_carry() -> None:
-    assert {kind_of(field) for field in FIELDS.values()} <= {"int", "float", "bool", "str"}
+    assert {kind_of(field) for field in FIELDS.values()} <= {"int", "float", "bool", "str", "strs"}
 
 
 def test_training_settings_stay_within_their_budget() -> None:
@@ -295,13 +330,35 @@ def test_training_settings_stay_within_their_budget() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["slm", "slm.config", "slm.settings", "slm.storage.files", "slm.cli.train", "slm.cli.generate"]
+    "module",
+    [
+        *("slm", "slm.config", "slm.settings", "slm.storage.files", "slm.storage.listing"),
+        *("slm.cli.train", "slm.cli.generate", "slm.cli.prepare"),
+    ],
 )
 def test_importing_loads_no_heavy_library(module: str) -> None:
     heavy = ("torch", "numpy", "fsspec", "tokenizers", "rich", "google.cloud.storage")
     program = f"import sys, {module}; print(*[name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("module", ["slm.data.tokenizer", "slm.data.prepare", "slm.cli.prepare"])
+def test_importing_what_makes_tokens_loads_no_torch(module: str) -> None:
+    program = f"import sys, {module}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_preparing_data_loads_no_torch(tmp_path: Path, text_file: str) -> None:
+    program = (
+        "import sys; from slm.cli.prepare import main;"
+        f"code = main(['--quiet', '--data', {text_file!r}, '--vocab_size', '300', '--out', {str(tmp_path / 'out')!r}]);"
+        "print(code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0 False"
+    assert (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_making_the_flags_loads_no_torch() -> None:

@@ -1,9 +1,10 @@
-"""Laws of windows and batches: every target once, shifted by one; an order that two integers give back."""
+"""Laws of windows: every target once, shifted by one, at documents or side by side, in order or in batches."""
 
 from __future__ import annotations
 
-import random
-from itertools import pairwise
+import tracemalloc
+from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,29 +13,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from slm.config import IGNORE_INDEX, UserError
-from slm.data.batches import Batches, in_order, stream_seed
+from slm.data.batches import Batches, in_order
 from slm.data.dataset import TextDataset
+from slm.data.tokens import Tokens
 
 LENGTHS = st.integers(2, 90)
 WINDOWS = st.integers(1, 40)
 BATCH_SIZES = st.integers(1, 9)
 SEEDS = st.integers(0, 2**40)
-
-
-class Pairs(Dataset[tuple[Tensor, Tensor]]):
-    """A map-style dataset of anybody's: item i is (i, -i)."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return torch.tensor([index]), torch.tensor([-index])
 
 
 def joined(batches: Any) -> tuple[Tensor, Tensor]:
@@ -108,11 +96,14 @@ def test_indices_count_from_the_end_too_and_stop_at_both_ends() -> None:
         [1.0, 2.0],
         [True, False],
         [[1, 2], [3, 4]],
+        [[1, 2], [3]],
+        ["a", "b"],
         3,
         np.ones(3),
         torch.ones(3),
         torch.zeros(0, dtype=torch.long),
         torch.ones(3, dtype=torch.complex64),
+        torch.ones(3, dtype=torch.bfloat16),
     ],
     ids=repr,
 )
@@ -139,6 +130,7 @@ KINDS = [torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8, torch.u
         np.arange(8, dtype=np.uint16),
         np.arange(8, dtype=np.int32),
         np.arange(16)[::2],
+        Tokens([np.arange(3), np.arange(3, 8, dtype=np.uint16)]),
         *(torch.arange(8).to(kind) for kind in KINDS),
         torch.arange(16)[::2] // 2 * 2,
     ],
@@ -146,7 +138,7 @@ KINDS = [torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8, torch.u
 )
 def test_lists_arrays_and_tensors_of_any_integers_give_the_same_windows(ids: Any) -> None:
     dataset = TextDataset(ids, 3)
-    expected = TextDataset([int(id) for id in ids], 3)
+    expected = TextDataset([int(id) for id in (ids[:] if isinstance(ids, Tokens) else ids)], 3)
     assert equal((dataset[i] for i in range(len(dataset))), (expected[i] for i in range(len(expected))))
     assert {tensor.dtype for item in dataset for tensor in item} == {torch.int64}
 
@@ -155,6 +147,137 @@ def test_a_read_only_array_is_taken_without_a_warning() -> None:
     ids = np.arange(8)
     ids.flags.writeable = False
     assert TextDataset(ids, 3)[0][0].tolist() == [0, 1, 2]
+
+
+def test_an_array_is_neither_copied_nor_looked_through_when_a_dataset_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = np.lib.format.open_memmap(tmp_path / "ids", "w+", np.uint16, (1_000_000,))
+    monkeypatch.setattr(Tokens, "_blocks", None)  # by which a row is looked through
+    tracemalloc.start()
+    try:
+        dataset = TextDataset(ids, 100, start_id=1, max_targets=1000)
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+    assert np.shares_memory(dataset.tokens._arrays[0], ids)
+
+
+@pytest.mark.parametrize("ids", [[3, 1, 4], torch.tensor([3, 1, 4]), Tokens([np.array([3, 1]), np.array([4])])])
+def test_the_range_of_ids(ids: Any) -> None:
+    assert TextDataset(ids, 2).id_range() == (1, 4)
+
+
+def test_writing_into_targets_leaves_the_tokens_and_the_text_alone() -> None:
+    ids = torch.arange(10)
+    for tokens, targets in (TextDataset(ids, 3)[0], TextDataset(ids, 4)[2]):
+        before = tokens.clone()
+        targets.fill_(IGNORE_INDEX)
+        assert torch.equal(tokens, before)
+        tokens.fill_(7)
+    assert ids.tolist() == list(range(10))
+
+
+@settings(deadline=None)
+@given(length=LENGTHS, max_seq_len=WINDOWS, max_targets=st.integers(1, 120))
+def test_a_limit_takes_windows_evenly_and_all_where_they_fit(length: int, max_seq_len: int, max_targets: int) -> None:
+    every, some = (
+        TextDataset(range(length), max_seq_len),
+        TextDataset(range(length), max_seq_len, max_targets=max_targets),
+    )
+    if length - 1 <= max_targets:
+        assert equal(some, every)
+        return
+    total, count = len(every), len(some)
+    assert count == max(1, max_targets // some.window)
+    assert equal(some, (every[i * total // count] for i in range(count)))
+    assert equal(zip(*joined(in_order(some, 3)), strict=True), some)
+    places = [int(tokens[0]) // some.window for tokens, _ in some]
+    assert {after - before for before, after in pairwise(places)} <= {total // count, -(-total // count)}
+
+
+def test_a_limit_is_at_least_one_target() -> None:
+    with pytest.raises(UserError, match="max_targets = 0: must be at least 1"):
+        TextDataset([1, 2, 3], 2, max_targets=0)
+
+
+START = 9
+TEXTS = st.lists(st.sampled_from([0, 1, 2, 3, START]), min_size=2, max_size=80)
+
+
+def counted(targets: Tensor) -> int:
+    """The number of targets that count, which are the first ones of a window."""
+    count = int((targets != IGNORE_INDEX).sum())
+    assert (targets[:count] != IGNORE_INDEX).all()
+    return count
+
+
+def documents_of(ids: list[int]) -> list[int]:
+    """The number of targets of each document, the next start token among them."""
+    starts = [0, *(place for place in range(1, len(ids) - 1) if ids[place] == START), len(ids) - 1]
+    return [after - before for before, after in pairwise(starts)]
+
+
+@settings(deadline=None, max_examples=300)
+@given(ids=TEXTS, max_seq_len=st.integers(1, 30))
+def test_windows_of_documents_hold_every_target_once_and_begin_at_documents(ids: list[int], max_seq_len: int) -> None:
+    dataset = TextDataset(ids, max_seq_len, start_id=START)
+    T, place, left = dataset.window, 0, documents_of(ids)
+    for tokens, targets in dataset:
+        count = counted(targets)
+        assert tokens.tolist() == [ids[min(at, len(ids) - 1)] for at in range(place, place + T)]
+        assert targets[:count].tolist() == ids[place + 1 : place + count + 1]
+        place += count
+        if left[0] > T:  # goes on in the next window, which is its own
+            assert count == T
+            left[0] -= T
+            continue
+        fitting = 0
+        alone = place - count > 0 and ids[place - count] != START
+        while left and fitting + left[0] <= T and not (alone and fitting):
+            fitting += left.pop(0)
+        assert count == fitting
+    assert place == len(ids) - 1
+    assert not left
+
+
+@settings(deadline=None, max_examples=200)
+@given(ids=TEXTS, max_seq_len=st.integers(1, 30), max_targets=st.integers(1, 90))
+def test_a_limit_takes_the_first_whole_documents(ids: list[int], max_seq_len: int, max_targets: int) -> None:
+    every = TextDataset(ids, max_seq_len, start_id=START)
+    some = TextDataset(ids, max_seq_len, start_id=START, max_targets=max_targets)
+    limit = max(max_targets, some.window)
+    borders = [0, *accumulate(documents_of(ids))]
+    expected = max(border for border in borders if border <= limit) or limit
+    assert sum(counted(targets) for _, targets in some) == expected
+    if limit >= len(ids) - 1:
+        assert equal(some, every)
+    got = torch.cat([targets[: counted(targets)] for _, targets in some])
+    assert got.tolist() == ids[1 : expected + 1]
+
+
+def test_a_limit_bounds_what_is_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    stops: list[int] = []
+    positions = Tokens.positions
+    monkeypatch.setattr(Tokens, "positions", lambda *given: stops.append(given[2]) or positions(*given))
+    dataset = TextDataset(np.arange(100_000) % 10, 32, start_id=START, max_targets=200)
+    assert not stops
+    list(dataset)
+    assert stops == [201]
+
+
+@settings(deadline=None, max_examples=200)
+@given(ids=TEXTS, max_seq_len=st.integers(1, 30), seed=SEEDS, epoch=st.integers(0, 9))
+def test_training_windows_begin_at_the_next_document(ids: list[int], max_seq_len: int, seed: int, epoch: int) -> None:
+    aligned, plain = TextDataset(ids, max_seq_len, start_id=START), TextDataset(range(len(ids)), max_seq_len)
+    tokens, targets = joined(Batches(aligned, 4, seed).epoch(epoch))
+    nominal = joined(Batches(plain, 4, seed).epoch(epoch))[0][:, 0].tolist()
+    starts = [place for place in range(len(ids) - 1) if ids[place] == START]
+    for at, row, row_targets in zip(nominal, tokens, targets, strict=True):
+        place = next((start for start in starts if start >= at), starts[0] if starts else at)
+        assert row.tolist() == [ids[min(i, len(ids) - 1)] for i in range(place, place + aligned.window)]
+        assert row_targets[: counted(row_targets)].tolist() == ids[place + 1 : place + 1 + aligned.window]
+        assert counted(row_targets) > 0
 
 
 @settings(deadline=None, max_examples=150)
@@ -175,7 +298,7 @@ def test_windows_of_an_epoch_are_full_and_side_by_side_from_one_offset(
         assert starts[-1] == min(starts[-2] + T, length - 1 - T)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=12)
 @given(length=st.integers(2, 60), max_seq_len=st.integers(1, 12))
 def test_every_token_is_trained_on_in_some_epoch(length: int, max_seq_len: int) -> None:
     batches = Batches(TextDataset(torch.arange(length), max_seq_len), 4, 0)
@@ -198,40 +321,6 @@ def test_each_epoch_yields_len_batches_all_full_but_the_last(
     assert 1 <= counts[0][-1] <= batch_size
 
 
-@settings(deadline=None, max_examples=50)
-@given(length=LENGTHS, max_seq_len=WINDOWS, batch_size=BATCH_SIZES, seed=SEEDS, epoch=st.integers(0, 99))
-def test_the_order_is_given_by_seed_and_epoch_alone(
-    length: int, max_seq_len: int, batch_size: int, seed: int, epoch: int
-) -> None:
-    def make() -> Batches:
-        return Batches(TextDataset(torch.arange(length), max_seq_len), batch_size, seed)
-
-    used = make()
-    for earlier in range(3):
-        list(used.epoch(earlier))
-    assert equal(used.epoch(epoch), make().epoch(epoch))
-
-
-@settings(deadline=None, max_examples=50)
-@given(length=LENGTHS, max_seq_len=WINDOWS, seed=SEEDS, one=BATCH_SIZES, two=BATCH_SIZES)
-def test_batch_size_cuts_the_order_but_does_not_change_it(
-    length: int, max_seq_len: int, seed: int, one: int, two: int
-) -> None:
-    dataset = TextDataset(torch.arange(length), max_seq_len)
-    orders = [joined(Batches(dataset, size, seed).epoch(3)) for size in (one, two)]
-    assert equal([orders[0]], [orders[1]])
-
-
-@pytest.mark.parametrize("dataset", [TextDataset(torch.arange(1000), 7), Pairs(100)], ids=["text", "pairs"])
-def test_the_order_differs_between_epochs_and_between_seeds(dataset: Dataset[Any]) -> None:
-    orders = [
-        tuple(joined(Batches(dataset, 8, seed).epoch(epoch))[0][:, 0].tolist())
-        for seed in range(4)
-        for epoch in range(4)
-    ]
-    assert len(set(orders)) == 16
-
-
 @pytest.mark.parametrize("length", [1000, 1001, 1002, 1050])
 def test_every_offset_comes_in_some_epoch_however_long_the_text(length: int) -> None:
     batches = Batches(TextDataset(torch.arange(length), 50), 100, seed=1)
@@ -239,57 +328,8 @@ def test_every_offset_comes_in_some_epoch_however_long_the_text(length: int) -> 
     assert offsets == set(range(50))
 
 
-@settings(deadline=None, max_examples=60)
-@given(length=LENGTHS, max_seq_len=WINDOWS, batch_size=BATCH_SIZES, seed=SEEDS, start=st.integers(0, 100))
-def test_starting_at_a_batch_equals_skipping_those_before(
-    length: int, max_seq_len: int, batch_size: int, seed: int, start: int
-) -> None:
-    for dataset in (TextDataset(torch.arange(length), max_seq_len), Pairs(length)):
-        batches = Batches(dataset, batch_size, seed)
-        assert equal(batches.epoch(5, start), list(batches.epoch(5))[start:])
-
-
-@settings(deadline=None, max_examples=60)
-@given(length=st.integers(1, 60), batch_size=BATCH_SIZES, seed=SEEDS, epoch=st.integers(0, 9))
-def test_any_dataset_gives_each_item_once_an_epoch(length: int, batch_size: int, seed: int, epoch: int) -> None:
-    batches = Batches(Pairs(length), batch_size, seed)
-    got = list(batches.epoch(epoch))
-    tokens, targets = joined(got)
-    assert sorted(tokens[:, 0].tolist()) == list(range(length))
-    assert torch.equal(targets, -tokens)
-    assert len(got) == len(batches)
-    assert all(len(tokens) == batch_size for tokens, _ in got[:-1])
-
-
-@settings(deadline=None, max_examples=30)
-@given(length=st.integers(1, 40), batch_size=BATCH_SIZES)
-def test_any_dataset_is_read_in_order_for_evaluation(length: int, batch_size: int) -> None:
-    tokens, _ = joined(in_order(Pairs(length), batch_size))
-    assert tokens[:, 0].tolist() == list(range(length))
-
-
-def test_no_global_random_state_is_touched() -> None:
-    def states() -> tuple[Any, ...]:
-        return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
-
-    before = states()
-    for dataset in (TextDataset(torch.arange(100), 7), Pairs(20)):
-        list(Batches(dataset, 4, seed=3).epoch(1))
-        list(in_order(dataset, 4))
-    assert states() == before
-
-
-def test_the_global_random_state_does_not_change_the_order() -> None:
-    batches = Batches(TextDataset(torch.arange(300), 7), 4, seed=3)
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        one = list(batches.epoch(0))
-        torch.manual_seed(2)
-        assert equal(one, batches.epoch(0))
-
-
-def test_streams_of_other_names_have_other_seeds_that_torch_takes() -> None:
-    seeds = [stream_seed(name, seed, epoch) for name in ("order", "dropout") for seed in range(9) for epoch in range(9)]
-    assert len(set(seeds)) == len(seeds)
-    assert all(0 <= seed < 2**63 for seed in seeds)
-    assert stream_seed("order", 42, 0) == stream_seed("order", 42, 0)
+def test_the_only_window_of_a_short_text_comes_evenly_from_all_offsets() -> None:
+    batches = Batches(TextDataset(torch.arange(60), 50), 100, seed=1)
+    offsets = [int(joined(batches.epoch(epoch))[0].min()) for epoch in range(400)]
+    assert set(offsets) == set(range(10))
+    assert max(offsets.count(offset) for offset in range(10)) < 80

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import math
 import subprocess
 import sys
 import tomllib
+import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tokenizers
 import torch
@@ -19,8 +23,12 @@ from conftest import SMALL, make_text
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 import slm
-from slm.config import FIELDS
+import slm.run as run_module
+from slm.config import FIELDS, PRESETS, RunOptions
+from slm.data.splits import PreparedData, load_data
+from slm.header import header, warn
 from slm.metrics import evaluate
+from slm.settings import layered
 from slm.storage import checkpoint, files
 from slm.training import device as device_module
 
@@ -85,14 +93,25 @@ def test_the_dummy_data_is_the_one_of_the_original() -> None:
 
 
 def test_the_validation_part_is_the_tail_and_is_not_trained_on(text: str) -> None:
-    # The tail is made of characters that training never shows: to the tokenizer they are unknown.
+    # The tail is made of a character that training never shows. The tokenizer knows it, the model cannot.
     cut = int(len(text) * 0.9)
     run = slm.train([text[:cut] + "Z" * (len(text) - cut)], **SMALL)
     assert run.tokenizer is not None
-    assert run.tokenizer.encode("Z") == run.tokenizer.encode("\ufffd")
+    assert run.tokenizer.decode(run.tokenizer.encode("Z")) == "Z"
     assert run.metrics["val_accuracy"] == 0
 
 
+@pytest.mark.filterwarnings("ignore:the vocabulary of")
+def test_bpe_learns_nothing_from_the_validation_part(text: str) -> None:
+    cut = int(len(text) * 0.9)
+    settings = SMALL | {"tokenizer": "bpe", "vocab_size": 300, "max_steps": 1}
+    with pytest.warns(UserWarning, match="only 1 steps"):
+        run = slm.train([text[:cut] + "ZY" * 500 + "Z" * (len(text) - cut - 1000)], **settings)
+    assert run.tokenizer is not None
+    assert run.tokenizer.to_json() == slm.make_tokenizer("bpe", [text[:cut]], 300).to_json()
+
+
+@pytest.mark.filterwarnings("ignore:the vocabulary of")
 def test_one_seed_gives_one_run_and_repeat_gives_it_again(
     tmp_path: Path, text_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,7 +149,7 @@ def test_config_toml_holds_what_was_asked_and_what_it_became(tmp_path: Path, tex
     run = slm.train(text_file, model_dir=tmp_path / "run", **SMALL)
     written = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
     resolved, made_with = written.pop("resolved"), written.pop("made_with")
-    assert written == {"data": text_file} | {k: v for k, v in SMALL.items() if k != "quiet"}
+    assert written == {"data": [text_file]} | {k: v for k, v in SMALL.items() if k != "quiet"}
     assert resolved["vocab_size"] == run.model.config.vocab_size < 10000
     assert (resolved["warmup_steps"], resolved["eval_every"], resolved["micro_batch_size"]) == (0, 6, 8)
     assert made_with["slm"] == slm.__version__
@@ -320,11 +339,12 @@ def test_the_memory_estimate_is_near_what_a_step_keeps(text: str) -> None:
     assert 0.9 <= device_module.estimate_memory(config, 16, 32) / counted <= 2.5
 
 
+@pytest.mark.filterwarnings("ignore:only 3 steps")
 def test_too_few_steps_and_short_windows_are_warned_of(text: str) -> None:
     with pytest.warns(UserWarning, match=r"only 5 steps.*--epochs or --max_steps"):
         slm.train([text], **(SMALL | {"max_steps": 5}))
     with pytest.warns(UserWarning, match="shortened from 16 to"):
-        slm.train(["a short text, it is."], **SMALL)
+        slm.train(["a short text, it is."], **(SMALL | {"max_steps": 3}))
 
 
 @pytest.mark.parametrize(
@@ -335,6 +355,7 @@ def test_too_little_text_is_refused_with_the_minimum(texts: list[str], words: st
         slm.train(texts, **SMALL)
 
 
+@pytest.mark.filterwarnings("ignore:the vocabulary of")
 def test_a_vocabulary_that_was_asked_for_is_an_upper_bound(text: str) -> None:
     run = slm.train([text], **(SMALL | {"tokenizer": "bpe", "vocab_size": 5000}))
     assert run.tokenizer is not None
@@ -359,9 +380,10 @@ def test_unknown_and_wrong_settings_are_refused_by_name(text: str) -> None:
         slm.train([text], device="cuda:77")
 
 
-def test_a_path_that_is_missing_says_how_to_pass_literal_text() -> None:
+@pytest.mark.parametrize("text", ["Once upon a time", "Who goes there?", "[silence]"])
+def test_a_path_that_is_missing_says_how_to_pass_literal_text(text: str) -> None:
     with pytest.raises(FileNotFoundError, match="literal text goes in a list"):
-        slm.train("Once upon a time")
+        slm.train(text)
 
 
 def test_every_setting_is_a_keyword_with_its_default() -> None:
@@ -427,3 +449,204 @@ def test_generated_text_goes_on_from_the_prompt_with_any_tokenizer(tmp_path: Pat
     ids = {seed: run.tokenizer.encode(run.generate("the cat", max_new_tokens=8, seed=seed)) for seed in range(8)}
     assert any(text.startswith("the cat ") for text in texts)
     assert all(run.tokenizer.decode(found).startswith("the cat") for found in ids.values())
+
+
+@pytest.mark.parametrize("documents", [1, 3])
+def test_generation_ends_where_the_model_ends_its_document(
+    text: str, documents: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = slm.train([text] * documents, **(SMALL | {"tokenizer": "byte"}))
+    assert run.tokenizer is not None
+    end = run.tokenizer.end_id
+    written, prompts = [*run.tokenizer.encode("cat é"), end, *run.tokenizer.encode("dog"), end], []
+
+    def tokens(model: Any, prompt: torch.Tensor, **_: Any) -> Iterator[int]:
+        prompts.append(prompt.tolist())
+        yield from written
+        raise AssertionError("nobody asks beyond the end")
+
+    monkeypatch.setattr(run_module, "stream_tokens", tokens)
+    assert run.generate("a ") == "a cat é"
+    assert "".join(slm.stream(run, "")) == "cat é"
+    assert prompts == [run.tokenizer.encode("a "), [end]]
+    written.insert(0, end)
+    assert run.generate("a ") == "a "
+
+
+def test_a_text_that_only_spells_the_end_goes_on(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = slm.train([text], **(SMALL | {"tokenizer": "byte"}))
+    assert run.tokenizer is not None
+    spelled = run.tokenizer.encode("<|endoftext|> and more")
+    monkeypatch.setattr(run_module, "stream_tokens", lambda *_, **__: iter(spelled))
+    assert run.generate("a ") == "a <|endoftext|> and more"
+
+
+def prepared(data: Any, **settings: Any) -> PreparedData:
+    """The data of a run with the settings, for windows of 16."""
+    resolved = layered(settings, "keyword")
+    return load_data(
+        resolved.data, data, vocab_size=resolved.model.vocab_size, max_seq_len=16, seed=0, recheck=False,
+        asked=resolved.origins, on_progress=lambda what, done, total: None,
+    )  # fmt: skip
+
+
+PLAN = {"max_seq_len": 16, "max_steps": 300, "model_dir": None}
+
+
+def rows(data: PreparedData, **settings: Any) -> dict[str, str]:
+    """The header of a run of 100 steps an epoch."""
+    plan = layered(PLAN | settings, "keyword")
+    model = dataclasses.replace(plan.model, vocab_size=data.vocab_size)
+    machine = device_module.Machine(torch.device("cpu"), "fp32", 1, "the only one there is")
+    return header(plan, data, model, plan.train, machine, 100, 1_230_000_000)
+
+
+def warned(data: PreparedData, **settings: Any) -> list[str]:
+    """What is said before a run of 100 steps an epoch."""
+    plan = layered(PLAN | settings, "keyword")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn(plan, data, plan.train, 100)
+    return [str(one.message) for one in caught]
+
+
+def test_the_header_tells_each_choice_in_its_row(text: str) -> None:
+    data = prepared([text, ""], tokenizer="char")
+    told = rows(data, tokenizer="char", batch_size=8, embed_dim=32)
+    assert list(told) == [
+        "data", "tokens", "validation", "tokenizer", "model", "machine", "memory", "steps", "saved in"
+    ]  # fmt: skip
+    num_train, num_val = len(data.train_dataset.tokens), len(data.val_dataset.tokens)
+    assert told["data"].startswith("text given in Python: 1 document, ")
+    assert "1 empty document" in told["data"]
+    assert told["tokens"] == f"{num_train:,} per epoch, 1.00 bytes each; kept in memory"
+    assert told["validation"] == f"the last 10 % of the text: {num_val:,} tokens"
+    assert told["tokenizer"] == f"char, vocabulary {data.vocab_size}"
+    assert told["model"].startswith("2 layers x 32, ")
+    assert told["machine"] == "the only one there is"
+    assert told["memory"] == "about 1.23 GB"
+    assert told["steps"] == "300 of 128 tokens: 3 epochs of 100 steps"
+    assert told["saved in"].startswith("memory only")
+    assert rows(data, model_dir="there")["saved in"] == "there"
+
+
+def test_the_header_tells_where_tokens_are_kept_and_how_much_was_skipped(text: str) -> None:
+    data = dataclasses.replace(prepared([text]), kept="/the/cache/0123", name="big.txt", found=("a lot", "skipped: 1"))
+    told = rows(data)
+    assert told["data"] == "big.txt: a lot; skipped: 1"
+    assert told["tokens"].endswith("kept /the/cache/0123")
+
+
+def test_the_header_says_that_random_tokens_cannot_be_learned() -> None:
+    told = rows(prepared(None, vocab_size=50), vocab_size=50)
+    assert told["data"] == "dummy"
+    assert told["tokens"].startswith("9,000 per epoch, random, ")
+    assert told["tokens"].endswith(f"ln(50) = {math.log(50):.3f}")
+    assert told["tokenizer"] == "none"
+
+
+def test_the_header_tells_validation_tokens_beyond_a_million() -> None:
+    few, many = (prepared(np.zeros(size, np.uint16), val_fraction=0.5) for size in (2_000_002, 2_000_004))
+    assert rows(few)["validation"] == "the last 50 %: 1,000,001 tokens"
+    assert rows(many)["validation"] == (
+        "the last 50 %: 1,000,002 tokens, of which evaluations always read the same 1,000,000 (spread evenly)"
+    )
+    assert rows(few)["tokens"] == "1,000,001 per epoch"
+    ids = np.arange(100) % 7
+    documents = slm.TextDataset(ids, 16, start_id=0, max_targets=20)
+    told = rows(dataclasses.replace(many, val_dataset=documents))["validation"]
+    assert told.endswith("always read the same 20 (the first whole documents)")
+
+
+def test_the_header_tells_the_entropy_of_the_source_where_it_is_known(text: str) -> None:
+    data = prepared([text])
+    assert "yardstick" not in rows(data)
+    told = rows(dataclasses.replace(data, source_bits_per_byte=0.75))
+    assert "0.750 bits per byte" in told["yardstick"]
+
+
+@pytest.mark.parametrize(("steps", "times"), [(100, None), (1000, None), (1001, "10"), (1200, "12")])
+def test_many_passes_over_the_text_are_warned_of(text: str, steps: int, times: str | None) -> None:
+    told = warned(prepared([text], tokenizer="char"), tokenizer="char", max_steps=steps)
+    assert [words.partition(" times;")[0] for words in told] == ([f"the plan reads the text {times}"] if times else [])
+    assert all("--dropout" in words for words in told)
+
+
+@pytest.mark.parametrize("steps", [99, 100])
+def test_few_steps_are_warned_of(text: str, steps: int) -> None:
+    told = warned(prepared([text], tokenizer="char"), tokenizer="char", max_steps=steps)
+    assert ["only 99 steps" in words for words in told] == [True] * (steps < 100)
+
+
+@pytest.mark.parametrize("size", [257, 258, 320])
+def test_a_vocabulary_too_large_for_the_text_is_warned_of(size: int) -> None:
+    line = "the fox sees the hen and runs.\n"
+    data = prepared([line * 3000], tokenizer="bpe", vocab_size=size)
+    enough = 50 * data.vocab_size
+    for num_tokens in (enough - 1, enough):
+        ids = np.zeros(num_tokens, np.uint16)
+        part = dataclasses.replace(data, train_dataset=slm.TextDataset(ids, 16))
+        told = warned(part, tokenizer="bpe", vocab_size=size)
+        assert [words.partition(" is large")[0] for words in told] == (
+            [f"the vocabulary of {data.vocab_size}"] if num_tokens < enough else []
+        )
+        assert all("--vocab_size" in words for words in told)
+        assert warned(part, tokenizer="char") == []  # nobody chooses how many characters a text has
+
+
+def test_windows_longer_than_the_text_are_warned_of_by_part(text: str) -> None:
+    data = prepared([text], tokenizer="char")
+    short = slm.TextDataset(np.arange(9), 16)
+    for part, name in (("train_dataset", "training"), ("val_dataset", "validation")):
+        told = warned(dataclasses.replace(data, **{part: short}), tokenizer="char")
+        assert told == [f"the {name} part has only 9 tokens: its windows are shortened from 16 to 8."]
+
+
+def test_nobody_is_warned_of_what_random_tokens_will_not_learn() -> None:
+    assert warned(prepared(None, vocab_size=50), vocab_size=50, max_steps=2) == []
+
+
+def test_several_sources_are_one_run_and_can_be_repeated_from_elsewhere(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = len(text) // 2
+    for name, part in (("a.txt", text[:half]), ("b.txt", text[half:])):
+        (tmp_path / name).write_text(part, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    slm.train([Path("a.txt"), Path("b.txt")], model_dir="run", **SMALL)
+    written = tomllib.loads(Path("run/config.toml").read_text())
+    assert written["data"] == ["a.txt", "b.txt"]
+    assert written["resolved"]["data"] == [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    slm.train(repeat=tmp_path / "run", model_dir="again", quiet=True)
+    assert records_of("again") == records_of(tmp_path / "run")
+
+
+def test_what_a_corpus_presets_is_taken_but_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS, "stories", {"num_layers": 1, "embed_dim": 8, "num_heads": 1, "max_seq_len": 64})
+    keys = {"batch_size": 4, "max_steps": 2, "device": "cpu", "threads": 1, "quiet": True, "num_heads": 2}
+    keys |= {"tokenizer": "byte", "precision": "fp32", "hidden_dim": 16}
+    with pytest.warns(UserWarning, match="only 2 steps"):
+        run = slm.train("stories:100KB", model_dir=tmp_path / "run", **keys)
+    config = run.model.config
+    assert (config.num_layers, config.embed_dim, config.num_heads, config.max_seq_len) == (1, 8, 2, 64)
+    written = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    resolved = written.pop("resolved")
+    del written["made_with"]
+    assert written == {"data": ["stories:100KB"]} | {name: value for name, value in keys.items() if name != "quiet"}
+    assert (resolved["num_layers"], resolved["max_seq_len"]) == (1, 64)
+
+
+def test_a_vocabulary_that_only_the_corpus_presets_is_no_upper_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS, "stories", {"vocab_size": 100})
+    with pytest.warns(UserWarning, match="only 1 steps"):
+        run = slm.train("stories:50KB", **(SMALL | {"tokenizer": "byte", "max_steps": 1}))
+    assert run.model.config.vocab_size == 257
+
+
+def test_what_concerns_one_invocation_is_not_in_config_toml(tmp_path: Path, text_file: str) -> None:
+    slm.train(text_file, model_dir=tmp_path / "run", recheck=True, **SMALL)
+    written = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    options = {field.name for field in dataclasses.fields(RunOptions)}
+    assert not options & {*written, *written["resolved"]}

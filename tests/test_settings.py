@@ -11,8 +11,19 @@ from hypothesis import given
 from hypothesis import settings as law
 from hypothesis import strategies as st
 
-from slm.config import CONFIGS, FIELDS, RunOptions, UserError
-from slm.settings import MARKER, flat, layered, merge, nearest, read_config, read_table, read_toml, write_config
+from slm.config import CONFIGS, FIELDS, PRESETS, RunOptions, UserError, kind_of
+from slm.settings import (
+    MARKER,
+    as_settings,
+    flat,
+    layered,
+    merge,
+    nearest,
+    read_config,
+    read_table,
+    read_toml,
+    write_config,
+)
 
 OPTIONS = {field.name for field in dataclasses.fields(RunOptions)}
 COUNTS = st.integers(1, 2**62)
@@ -20,6 +31,7 @@ COUNTS = st.integers(1, 2**62)
 TEXTS = st.text(st.one_of(st.sampled_from("\"'\\\n\r\t\x00\x7f#=[]é漢😀\u2028"), st.characters(codec="utf-8")))
 SHARES = st.floats(0, 1, exclude_min=True, exclude_max=True)
 OPTIONAL_COUNTS = st.none() | COUNTS
+ONE_OR_SEVERAL = TEXTS | st.lists(TEXTS, min_size=1, max_size=3)
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "vocab_size": st.integers(2, 2**40),
     "num_layers": COUNTS,
@@ -33,8 +45,12 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "mlp": st.sampled_from(["gelu", "relu2", "swiglu"]),
     "positions": st.sampled_from(["learned", "rope"]),
     "norm_eps": st.floats(5e-324, 1e308),
-    "data": st.none() | TEXTS,
-    "val_data": st.none() | TEXTS,
+    "document_start": st.none() | st.integers(0, 1),
+    "data": st.none() | ONE_OR_SEVERAL,
+    "val_data": st.none() | ONE_OR_SEVERAL,
+    "text_field": TEXTS,
+    "split_documents_on": st.none() | TEXTS,
+    "mask_documents": st.booleans(),
     "tokenizer": TEXTS,
     "val_fraction": SHARES,
     "batch_size": COUNTS,
@@ -52,7 +68,8 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
 }
 SETTINGS = st.fixed_dictionaries({}, optional=VALUES)
 INVOCATION = st.fixed_dictionaries(
-    {}, optional={"model_dir": st.none() | TEXTS, "overwrite": st.booleans(), "quiet": st.booleans()}
+    {},
+    optional={"model_dir": st.none() | TEXTS, **dict.fromkeys(("overwrite", "recheck", "quiet"), st.booleans())},
 )
 
 
@@ -71,6 +88,13 @@ def present(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def meant(values: dict[str, Any]) -> dict[str, Any]:
+    """The values as a configuration holds them: one or several strings are a tuple."""
+    several = {name for name in values if kind_of(FIELDS[name]) == "strs" and values[name] is not None}
+    tuples = {name: (values[name],) if isinstance(values[name], str) else tuple(values[name]) for name in several}
+    return values | tuples
+
+
 def test_no_layers_give_the_defaults() -> None:
     settings = merge({})
     assert (settings.data, settings.model, settings.train, settings.options) == tuple(config() for config in CONFIGS)
@@ -87,7 +111,7 @@ def test_later_layers_win_and_origins_name_the_last_that_set_each(layers: list[d
     for index, keys in enumerate(layers):
         expected.update(keys)
         origins.update(dict.fromkeys(keys, f"layer {index}"))
-    assert flat(settings.data, settings.model, settings.train, settings.options) == expected
+    assert flat(settings.data, settings.model, settings.train, settings.options) == meant(expected)
     assert settings.origins == origins
 
 
@@ -188,7 +212,7 @@ def test_flags_win_over_the_file(folder: Path, inside: dict[str, Any], flags: di
     settings = layered({**flags, "config": path}, "flag")
     defaults = {name: FIELDS[name].default for name in FIELDS}
     expected = {**defaults, **present(inside), **flags, "config": path}
-    assert flat(settings.data, settings.model, settings.train, settings.options) == expected
+    assert flat(settings.data, settings.model, settings.train, settings.options) == meant(expected)
     expected_origins = dict.fromkeys(present(inside), path) | dict.fromkeys([*flags, "config"], "flag")
     assert settings.origins == expected_origins
 
@@ -204,9 +228,11 @@ def test_repeat_refuses_other_settings_by_name(tmp_path: Path, others: dict[str,
         layered({"repeat": a_run(tmp_path), **others}, "flag")
 
 
-@pytest.mark.parametrize("kept", [(), ("model_dir",), ("overwrite",), ("quiet",), ("model_dir", "overwrite", "quiet")])
+@pytest.mark.parametrize(
+    "kept", [(), ("model_dir",), ("overwrite",), ("recheck",), ("model_dir", "overwrite", "quiet")]
+)
 def test_repeat_takes_what_concerns_the_invocation(tmp_path: Path, kept: tuple[str, ...]) -> None:
-    values = {"model_dir": "elsewhere", "overwrite": True, "quiet": True}
+    values = {"model_dir": "elsewhere", "overwrite": True, "recheck": True, "quiet": True}
     settings = layered({"repeat": a_run(tmp_path), **{name: values[name] for name in kept}}, "flag")
     assert settings.train.epochs == 3
     assert settings.model.num_layers == 1
@@ -224,7 +250,7 @@ def test_repeat_needs_the_table_that_a_run_leaves(tmp_path: Path) -> None:
 @given(keys=SETTINGS, options=INVOCATION)
 def test_asked_holds_what_was_set_and_nothing_of_the_invocation(keys: dict[str, Any], options: dict[str, Any]) -> None:
     asked = merge({"flag": keys | options}).asked()
-    assert asked == present(keys)
+    assert asked == meant(present(keys))
     assert not OPTIONS & set(asked)
 
 
@@ -238,3 +264,115 @@ def test_a_config_file_cannot_set_what_then_has_no_effect(tmp_path: Path, name: 
     path = write(tmp_path, f'{name} = "elsewhere"\n')
     with pytest.raises((UserError, OSError)):
         layered({"config": path}, "flag")
+
+
+PRESET = {"num_layers": 5, "epochs": 3, "vocab_size": 700}
+
+
+@pytest.fixture
+def preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The built-in corpus 'stories' brings PRESET along."""
+    monkeypatch.setitem(PRESETS, "stories", PRESET)
+
+
+def test_a_preset_belongs_to_a_built_in_corpus_and_sets_what_there_is() -> None:
+    assert set(PRESETS) <= {"dummy", "python", "stories"}
+    for preset in PRESETS.values():
+        assert not set(preset) & {"data", *OPTIONS}
+        merge({"preset": preset})
+
+
+@pytest.mark.usefixtures("preset")
+@pytest.mark.parametrize("data", ["stories", ["stories"], ("stories",), "stories:5MB", ["stories:1KB"]], ids=str)
+def test_what_the_corpus_presets_is_taken_and_is_not_asked_for(data: Any) -> None:
+    settings = layered({"data": data, "embed_dim": 64}, "flag")
+    values = flat(settings.data, settings.model, settings.train)
+    assert values == meant({**flat(*(config() for config in CONFIGS[:3])), **PRESET, "data": data, "embed_dim": 64})
+    assert settings.asked() == meant({"data": data, "embed_dim": 64})
+
+
+@pytest.mark.usefixtures("preset")
+@pytest.mark.parametrize(
+    "data",
+    [None, "python", "./stories", "storiesX", "Stories", "", ["stories", "a.txt"], ["a.txt", "stories"]],
+    ids=str,
+)
+def test_any_other_data_has_no_preset(data: Any) -> None:
+    for keys in ({}, {"data": data}):
+        settings = layered(keys, "flag")
+        assert (settings.model, settings.train) == tuple(config() for config in CONFIGS[1:3])
+        assert set(settings.origins) == set(keys)
+
+
+@pytest.mark.usefixtures("preset")
+@law(deadline=None, max_examples=60)
+@given(inside=SETTINGS, flags=SETTINGS, named_in_file=st.booleans())
+def test_flags_and_files_win_over_a_preset(
+    folder: Path, inside: dict[str, Any], flags: dict[str, Any], named_in_file: bool
+) -> None:
+    named, unnamed = (inside, flags) if named_in_file else (flags, inside)
+    named["data"] = "stories"
+    unnamed.pop("data", None)
+    path = write(folder, write_config(inside, {}, {}))
+    settings = layered({**flags, "config": path}, "flag")
+    asked = present(inside) | flags
+    expected = {**flat(*(config() for config in CONFIGS[:3])), **PRESET, **asked}
+    assert flat(settings.data, settings.model, settings.train) == meant(expected)
+    assert settings.asked() == meant(present(asked))
+
+
+@pytest.mark.usefixtures("preset")
+def test_the_preset_is_that_of_the_data_that_wins(tmp_path: Path) -> None:
+    path = write(tmp_path, 'data = "stories"\n')
+    assert layered({"config": path}, "flag").train.epochs == 3
+    assert layered({"config": path, "data": "mine.txt"}, "flag").train.epochs == 5
+    path = write(tmp_path, 'data = ["mine.txt"]\n')
+    assert layered({"config": path, "data": "stories"}, "flag").train.epochs == 3
+    assert layered({"data": "stories"}, "keyword", defaults={"model_dir": None}).options.model_dir is None
+
+
+def test_a_repeated_run_takes_nothing_from_a_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = layered({"data": "stories"}, "flag")
+    write(tmp_path, write_config(settings.asked(), flat(settings.data, settings.model, settings.train), {}))
+    monkeypatch.setitem(PRESETS, "stories", PRESET)
+    again = layered({"repeat": str(tmp_path)}, "flag")
+    assert (again.data, again.model, again.train) == (settings.data, settings.model, settings.train)
+
+
+def test_paths_from_python_name_files() -> None:
+    for data in ("a.txt", Path("a.txt")):
+        assert as_settings(data, {}) == ({"data": "a.txt"}, None)
+    for several in ([Path("a.txt"), Path("b")], (Path("a.txt"), Path("b"))):
+        assert as_settings(several, {"epochs": 2}) == ({"epochs": 2, "data": ["a.txt", "b"]}, None)
+
+
+@pytest.mark.parametrize("data", [["a.txt"], ["a.txt", "b"], ("a",), [], [1, 2], {"text": ["a"]}, b"a", 7], ids=repr)
+def test_anything_else_from_python_is_the_data_itself(data: Any) -> None:
+    keys, given_data = as_settings(data, {"epochs": 2})
+    assert keys == {"epochs": 2}
+    assert given_data is data
+
+
+def test_texts_that_come_once_are_not_used_up() -> None:
+    texts = iter(["a", "b"])
+    keys, given_data = as_settings(texts, {})
+    assert keys == {}
+    assert list(given_data) == ["a", "b"]
+
+
+def test_without_data_nothing_is_named() -> None:
+    assert as_settings(None, {"seed": 1}) == ({"seed": 1}, None)
+
+
+def test_settings_from_python_may_be_paths() -> None:
+    keys, _ = as_settings(None, {"tokenizer": Path("t.json"), "val_data": Path("v.txt"), "config": Path("c.toml")})
+    assert keys == {"tokenizer": "t.json", "val_data": "v.txt", "config": "c.toml"}
+    for several in ([Path("v.txt"), "w.txt"], (Path("v.txt"), "w.txt")):
+        keys, _ = as_settings(None, {"val_data": several})
+        assert merge({"keyword": keys}).data.val_data == ("v.txt", "w.txt")
+
+
+@pytest.mark.parametrize("value", [3, [3], [None], ["v.txt", 3], [b"v.txt"], []], ids=repr)
+def test_validation_data_that_is_no_path_is_refused_by_name(value: Any) -> None:
+    with pytest.raises(UserError, match="val_data"):
+        merge({"keyword": as_settings(None, {"val_data": value})[0]})

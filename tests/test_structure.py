@@ -23,6 +23,7 @@ FLOORS = {
     "training": 3,
     "run": 4,
     "display": 4,
+    "header": 4,
     "cli": 5,
     "__init__": 5,
 }

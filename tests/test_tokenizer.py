@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 import torch
@@ -37,6 +39,9 @@ ATOMS = [
     "é", "e\u0301", "\u0301", "漢", "😀", "\U0001f468\u200d\U0001f469", "\ufeff", "\ufffd", "\ufffe", "Ġ", "<|",
     END_OF_TEXT,
 ]  # fmt: skip
+# Mostly places between words and lines, where a text may be cut, and such as only look like them.
+WORDS = st.lists(st.sampled_from([*" \n\r!é", " ", "fox", "the", "'s", "I", "12", "\u00a0", "\u0301"]), max_size=25)
+PLACES = st.lists(st.integers(0, 60), max_size=8)
 TEXTS = st.text(max_size=40) | st.lists(st.sampled_from(ATOMS), max_size=25).map("".join)
 BPE = train_bpe(TRAINING, 400)
 BYTE = byte_tokenizer()
@@ -55,11 +60,23 @@ def at_once(tokenizer: Tokenizer, text: str) -> list[int]:
     return list(tokenizer.backend.encode(text, add_special_tokens=False).ids)
 
 
+def in_pieces(tokenizer: Tokenizer, chunks: Iterable[str]) -> list[int]:
+    """The ids of the pieces, one after the other."""
+    return [id for ids in tokenizer.encode_pieces(list(tokenizer.pieces(chunks))) for id in ids.tolist()]
+
+
+def chunks_of(text: str, places: list[int]) -> list[str]:
+    """The text cut at the places, as far as it has them; two that are equal give an empty chunk."""
+    places = sorted(min(place, len(text)) for place in places)
+    return [text[start:end] for start, end in zip([0, *places], [*places, len(text)], strict=True)]
+
+
 @contextmanager
-def small_pieces(characters: int = 1, at_once: int = 2) -> Iterator[None]:
+def small_pieces(characters: int = 1, at_once: int = 2, longest: int = module._LONGEST_PIECE) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_PIECE_CHARS", characters)
         patch.setattr(module, "_PIECES_AT_ONCE", at_once)
+        patch.setattr(module, "_LONGEST_PIECE", longest)
         yield
 
 
@@ -117,21 +134,25 @@ def test_bytes_are_tokens_one_for_one(text: str) -> None:
 
 @ours
 @settings(deadline=None, max_examples=250)
-@given(text=TEXTS, characters=st.integers(1, 6), batch=st.integers(1, 3))
+@given(text=TEXTS | WORDS.map("".join), places=PLACES, characters=st.integers(1, 6), batch=st.integers(1, 3))
 def test_encoding_in_pieces_equals_encoding_at_once(
-    tokenizer: Tokenizer, text: str, characters: int, batch: int
+    tokenizer: Tokenizer, text: str, places: list[int], characters: int, batch: int
 ) -> None:
     with small_pieces(characters, batch):
         assert tokenizer.encode(text) == at_once(tokenizer, text)
-        assert tokenizer.encode_documents([text]).tolist() == at_once(tokenizer, text)
+        assert in_pieces(tokenizer, chunks_of(text, places)) == at_once(tokenizer, text)
 
 
 @ours
-@settings(deadline=None, max_examples=50)
-@given(text=TEXTS, characters=st.integers(1, 6))
-def test_pieces_joined_are_the_text(tokenizer: Tokenizer, text: str, characters: int) -> None:
-    with small_pieces(characters):
-        pieces = list(module._pieces(text, tokenizer._cuts))
+@settings(deadline=None, max_examples=100)
+@given(text=TEXTS | WORDS.map("".join), places=PLACES, characters=st.integers(1, 6), extra=st.integers(0, 6))
+def test_pieces_joined_are_the_text_however_it_came_in_chunks(
+    tokenizer: Tokenizer, text: str, places: list[int], characters: int, extra: int
+) -> None:
+    with small_pieces(characters, longest=characters + extra):
+        pieces = list(tokenizer.pieces([text]))
+        assert list(tokenizer.pieces(chunks_of(text, places))) == pieces
+        assert list(tokenizer.pieces(iter(text))) == pieces
     assert "".join(pieces) == text
     assert all(pieces)
 
@@ -139,38 +160,71 @@ def test_pieces_joined_are_the_text(tokenizer: Tokenizer, text: str, characters:
 @ours
 def test_long_text_is_really_cut_and_memory_bounded(tokenizer: Tokenizer) -> None:
     line = "the fox sees the hen and runs.\n"
+    for chunks in ([line * 50], [line] * 50, line * 50):
+        with small_pieces(100):
+            pieces = list(tokenizer.pieces(chunks))
+        assert len(pieces) > 10
+        assert max(map(len, pieces)) <= 100 + len(line)
+
+
+@pytest.mark.parametrize("line", ["the fox sees the hen ", "the-fox-sees-the-hen\n"], ids=["words", "lines"])
+def test_bpe_text_is_cut_between_words_and_between_lines(line: str) -> None:
     with small_pieces(100):
-        pieces = list(module._pieces(line * 50, tokenizer._cuts))
-    assert len(pieces) > 10
+        pieces = list(BPE.pieces([line * 50]))
+    assert len(pieces) > 8
     assert max(map(len, pieces)) <= 100 + len(line)
 
 
 @ours
+def test_a_piece_comes_before_the_text_has_ended(tokenizer: Tokenizer) -> None:
+    asked: list[int] = []
+
+    def endless() -> Iterator[str]:
+        while True:
+            asked.append(1)
+            yield "the fox sees the hen\n"
+
+    with small_pieces(100):
+        pieces = tokenizer.pieces(endless())
+        for number in range(1, 6):
+            next(pieces)
+            assert len(asked) <= 8 * number
+
+
 @settings(deadline=None, max_examples=100)
-@given(documents=st.lists(TEXTS.filter(bool), max_size=5), characters=st.integers(1, 20))
-def test_the_end_token_stands_exactly_between_documents(
-    tokenizer: Tokenizer, documents: list[str], characters: int
+@given(text=TEXTS, places=PLACES, longest=st.integers(1, 8), name=st.sampled_from(["bpe", "foreign"]))
+def test_text_without_a_safe_place_is_cut_all_the_same_and_decodes_to_itself(
+    text: str, places: list[int], longest: int, name: str
 ) -> None:
-    with small_pieces(characters):
-        ids = tokenizer.encode_documents(documents)
-    assert ids.dtype == torch.int32
-    assert ids.dim() == 1
-    expected: list[int] = []
-    for index, document in enumerate(documents):
-        expected += [tokenizer.end_id] * (index > 0) + at_once(tokenizer, document)
-    assert ids.tolist() == expected
+    tokenizer = BPE if name == "bpe" else Tokenizer(with_added_words())
+    assert (tokenizer._cuts is None) == (name == "foreign")
+    with small_pieces(longest, longest=longest):
+        pieces = list(tokenizer.pieces(chunks_of(text, places)))
+        ids = in_pieces(tokenizer, chunks_of(text, places))
+        assert tokenizer.encode(text) == ids
+    assert "".join(pieces) == text
+    # The last two characters tell whether the place before them is safe: they may stay with the last piece.
+    assert max(map(len, pieces), default=0) <= longest + 2
+    assert tokenizer.decode(ids) == text
 
 
-@pytest.mark.parametrize(
-    ("documents", "ends"),
-    [
-        (["a", "", "b"], 2),
-        (["a", ""], 1),
-        (["", "a"], 1),
-    ],
-)
-def test_empty_documents_are_documents_too(documents: list[str], ends: int) -> None:
-    assert BYTE.encode_documents(documents).tolist().count(BYTE.end_id) == ends
+@pytest.mark.parametrize("tokenizer", [BPE, CHAR, BYTE], ids=["bpe", "char", "byte"])
+def test_no_piece_is_longer_than_the_longest(tokenizer: Tokenizer) -> None:
+    longest = module._LONGEST_PIECE
+    pieces = list(tokenizer.pieces(["x" * 100_000] * 25))
+    assert "".join(pieces) == "x" * 2_500_000
+    assert max(map(len, pieces)) <= longest
+    if tokenizer is BPE:
+        assert list(map(len, pieces)) == [longest, longest, 2_500_000 - 2 * longest]
+
+
+@ours
+@settings(deadline=None, max_examples=50)
+@given(pieces=st.lists(TEXTS, max_size=8))
+def test_each_piece_gets_its_own_ids_in_order(tokenizer: Tokenizer, pieces: list[str]) -> None:
+    encoded = tokenizer.encode_pieces(pieces)
+    assert [ids.tolist() for ids in encoded] == [at_once(tokenizer, piece) for piece in pieces]
+    assert all(ids.dtype == np.uint32 and ids.ndim == 1 for ids in encoded)
 
 
 @ours
@@ -227,9 +281,11 @@ def test_bpe_training_gives_the_same_tokenizer_each_time() -> None:
     assert len({train_bpe([*TRAINING, *ties], 500).to_json() for _ in range(4)}) == 1
 
 
-def test_bpe_training_does_not_depend_on_the_size_of_pieces() -> None:
-    with small_pieces(1):
-        assert train_bpe(TRAINING, 400).to_json() == BPE.to_json()
+def test_bpe_learns_from_all_of_a_long_text_as_from_its_parts() -> None:
+    lines = ["the fox sees the hen.\n", "hens flee from a fox.\n", "no den is safe, none.\n"] * 7
+    whole = train_bpe(lines, 300).to_json()
+    with small_pieces(longest=2 * len(lines[0])):
+        assert train_bpe(["".join(lines)], 300).to_json() == whole
 
 
 def test_bpe_learns_from_a_generator() -> None:
@@ -391,6 +447,17 @@ def test_a_broken_tokenizer_json_is_a_user_error_that_names_it(tmp_path: Path, c
         make_tokenizer(str(path), [], 300)
 
 
+def test_a_tokenizer_json_may_be_named_by_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(BPE.to_json(), encoding="utf-8")
+    assert make_tokenizer(str(tmp_path), [], 2).to_json() == BPE.to_json()
+    assert make_tokenizer(f"{tmp_path}/", [], 2).to_json() == BPE.to_json()
+
+
+def test_a_folder_without_a_tokenizer_json_is_a_user_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(f"tokenizer = {str(tmp_path)!r}: must be ") + r".*tokenizer\.json"):
+        make_tokenizer(str(tmp_path), [], 2)
+
+
 @pytest.mark.parametrize("name", ["bpee", "no/such/tokenizer.json"])
 def test_an_unknown_tokenizer_is_a_user_error_that_names_value_and_choices(name: str) -> None:
     with pytest.raises(UserError, match=f"tokenizer = '{name}': must be bpe, char, byte or the path"):
@@ -402,9 +469,9 @@ def test_json_that_is_no_tokenizer_names_where_it_came_from() -> None:
         Tokenizer.from_json("nonsense", "my model")
 
 
-def test_a_tokenizer_without_an_end_token_puts_nothing_between_documents() -> None:
+def test_a_tokenizer_without_an_end_token_says_so_and_encodes() -> None:
     backend = tokenizers.Tokenizer(models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = Tokenizer(backend)
     assert tokenizer.end_id is None
-    assert tokenizer.encode_documents(["a", "b"]).tolist() == [0, 1]
+    assert tokenizer.encode("a b") == [0, 1]

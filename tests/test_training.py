@@ -6,6 +6,7 @@ import itertools
 import math
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -405,6 +406,78 @@ class Nothing(Dataset[tuple[Tensor, Tensor]]):
 
 
 def test_empty_datasets_are_refused_before_training() -> None:
-    for train_dataset, val_dataset in ((Nothing(), Pairs()), (Pairs(), Nothing())):
+    for model, datasets in itertools.product((Bigram(), make_model()), ((Nothing(), Pairs()), (Pairs(), Nothing()))):
         with pytest.raises(UserError, match="empty"):
-            train_and_evaluate(Bigram(), train_dataset, val_dataset, make_config())
+            train_and_evaluate(model, *datasets, make_config())
+
+
+class Items(Dataset[tuple[Tensor, Tensor]]):
+    """One item of tokens (T,) and targets (T,), several times."""
+
+    def __init__(self, tokens: Tensor, targets: Tensor) -> None:
+        self.item = (tokens, targets)
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.item
+
+
+def with_id(wrong: int, place: str) -> Dataset[tuple[Tensor, Tensor]]:
+    """A dataset with one wrong id: in the last window of a long text, or in the tokens or targets of each item."""
+    if place == "text":
+        return TextDataset([*[1] * 1000, wrong, 1, 1], TINY.max_seq_len)
+    tokens, targets = torch.ones(8, dtype=torch.long), torch.ones(8, dtype=torch.int32)
+    (tokens if place == "tokens" else targets)[5] = wrong
+    return Items(tokens, targets)
+
+
+@pytest.mark.parametrize("place", ["text", "tokens", "targets"])
+@pytest.mark.parametrize("wrong", [TINY.vocab_size, 50256, -1])
+@pytest.mark.parametrize("name", ["training", "validation"])
+def test_ids_outside_the_vocabulary_are_refused_before_anything_runs(
+    name: str, wrong: int, place: str, tmp_path: Path
+) -> None:
+    datasets = {"training": make_data(), "validation": make_data(100)} | {name: with_id(wrong, place)}
+    model, calls = make_model(), []
+    model.register_forward_pre_hook(lambda module, arguments: calls.append(arguments))
+    with pytest.raises(UserError) as error:
+        train_and_evaluate(
+            model,
+            datasets["training"],
+            datasets["validation"],
+            make_config(precision="auto"),
+            model_dir=tmp_path / "run",
+        )
+    message = str(error.value)
+    low, high = sorted((1, wrong))
+    for part in (f"the {name} dataset go from {low} to {high}:", "below the model's vocab_size = 11", "tokenizer"):
+        assert part in message
+    assert (f"a model with vocab_size = {wrong + 1}." in message) == (wrong > 0)
+    assert not calls
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["text", "tokens", "targets"])
+@pytest.mark.parametrize("id", [0, TINY.vocab_size - 1])
+def test_every_id_of_the_vocabulary_is_taken(id: int, place: str) -> None:
+    dataset = with_id(id, place)
+    assert train_and_evaluate(make_model(), dataset, dataset, make_config(max_steps=1)).status == "finished"
+
+
+def test_a_target_that_does_not_count_is_no_id() -> None:
+    dataset = with_id(IGNORE_INDEX, "targets")
+    assert train_and_evaluate(make_model(), dataset, dataset, make_config(max_steps=1)).status == "finished"
+
+
+class Wraps(Bigram):
+    """A module without a vocab_size, which takes any id."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens % 7)
+
+
+def test_a_model_without_a_vocabulary_takes_what_it_likes() -> None:
+    dataset = with_id(50256, "tokens")
+    assert train_and_evaluate(Wraps(), dataset, dataset, make_config(max_steps=1)).status == "finished"

@@ -17,6 +17,7 @@ _HOMES = {
     "WithLoss": "slm.model.loss",
     "next_token_loss": "slm.model.loss",
     "TextDataset": "slm.data.dataset",
+    "prepare": "slm.data.prepare",
     "Tokenizer": "slm.data.tokenizer",
     "make_tokenizer": "slm.data.tokenizer",
     "History": "slm.training.loop",

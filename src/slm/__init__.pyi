@@ -1,12 +1,13 @@
 """The public names of slm. Made by docs/generate.py; do not edit."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from slm._version import __version__ as __version__
 from slm.config import DataConfig as DataConfig, ModelConfig as ModelConfig, RunOptions as RunOptions, TrainConfig as TrainConfig, UserError as UserError
 from slm.data.dataset import TextDataset as TextDataset
+from slm.data.prepare import prepare as prepare
 from slm.data.tokenizer import Tokenizer as Tokenizer, make_tokenizer as make_tokenizer
 from slm.model.kv_cache import KVCache as KVCache
 from slm.model.loss import WithLoss as WithLoss, next_token_loss as next_token_loss
@@ -16,13 +17,16 @@ from slm.training.loop import History as History, train_and_evaluate as train_an
 from slm.training.loop import Record
 
 def train(
-    data: str | os.PathLike[str] | Iterable[str] | None = None,
+    data: str | os.PathLike[str] | Iterable[str] | Iterable[int] | Sequence[os.PathLike[str]] | None = None,
     *,
     on_log: Callable[[Record], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
-    val_data: str | os.PathLike[str] | None = None,
+    val_data: str | os.PathLike[str] | Sequence[str] | None = None,
     val_fraction: float = 0.1,
+    text_field: str = "text",
+    split_documents_on: str | None = None,
     tokenizer: str | os.PathLike[str] = "bpe",
+    mask_documents: bool = False,
     vocab_size: int = 10000,
     embed_dim: int = 128,
     num_heads: int = 4,
@@ -39,6 +43,7 @@ def train(
     qk_norm: bool = False,
     rope_base: float = 10000.0,
     norm_eps: float = 1e-05,
+    document_start: int | None = None,
     batch_size: int = 32,
     micro_batch_size: int | None = None,
     learning_rate: float = 0.001,
@@ -61,5 +66,6 @@ def train(
     overwrite: bool = False,
     config: str | os.PathLike[str] | None = None,
     repeat: str | os.PathLike[str] | None = None,
+    recheck: bool = False,
     quiet: bool = False,
 ) -> Run: ...

@@ -51,8 +51,9 @@ def setting(
 
 
 def kind_of(field: dataclasses.Field[Any]) -> str:
-    """The field's type without its `| None`: "int", "float", "bool" or "str"."""
-    return str(field.type).removesuffix(" | None")
+    """The field's type without its `| None`: "int", "float", "bool", "str", or "strs" for one or several."""
+    kind = str(field.type).removesuffix(" | None")
+    return "strs" if kind == "tuple[str, ...]" else kind
 
 
 def _converted(field: dataclasses.Field[Any], value: Any) -> Any:
@@ -60,6 +61,8 @@ def _converted(field: dataclasses.Field[Any], value: Any) -> Any:
     kind = kind_of(field)
     if value is None and str(field.type).endswith("| None"):
         return None
+    if kind == "strs":
+        return _several(field.name, value)
     if kind == "int" and isinstance(value, numbers.Integral) and not isinstance(value, bool):
         value = int(value)
         if abs(value) >= 2**63:
@@ -79,6 +82,14 @@ def _converted(field: dataclasses.Field[Any], value: Any) -> Any:
     if choices and value not in choices:
         raise UserError(f"{field.name} = {value!r}: must be one of {', '.join(choices)}.")
     return value
+
+
+def _several(name: str, value: Any) -> tuple[str, ...]:
+    """One or several strings as a tuple."""
+    values = (value,) if isinstance(value, str) else value
+    if not isinstance(values, list | tuple) or not values or not all(isinstance(one, str) for one in values):
+        raise UserError(f"{name} = {value!r}: must be a path, a URL or a built-in name, or a list of them.")
+    return tuple(values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +163,12 @@ class ModelConfig(_Checked):
         10000.0, "Base of the rotation angles, for positions = rope.", group="model", rule="above 0"
     )
     norm_eps: float = setting(1e-5, "Added to the variance inside each norm.", group="model", rule="above 0")
+    document_start: int | None = setting(
+        None,
+        "Token id that begins a document; attention never looks back beyond it. --mask_documents sets it.",
+        group="model",
+        rule="0 or above",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -171,6 +188,11 @@ class ModelConfig(_Checked):
             raise UserError(
                 f"positions = 'rope' rotates pairs of numbers, but head_dim = embed_dim / num_heads = "
                 f"{self.head_dim} is odd. Choose another embed_dim or num_heads, or positions = 'learned'."
+            )
+        if self.document_start is not None and self.document_start >= self.vocab_size:
+            raise UserError(
+                f"document_start = {self.document_start}: must be below vocab_size = {self.vocab_size}, or None for "
+                "attention across documents."
             )
 
     @property
@@ -207,22 +229,42 @@ class ModelConfig(_Checked):
 class DataConfig(_Checked):
     """The text and how it becomes tokens."""
 
-    data: str | None = setting(
+    data: tuple[str, ...] | None = setting(
         None,
-        "Text to learn: a UTF-8 file or URL (gs://, s3://, https://, ...), or the built-in 'python' (sources of the "
-        "installed Python) or 'dummy' (random tokens, the default).",
+        "What to learn: files, folders, globs or URLs (gs://, s3://, hf://, https://), or the built-in 'stories', "
+        "'python' or 'dummy' (random tokens, the default).",
         group="data",
         everyday=True,
     )
-    val_data: str | None = setting(None, "Text to validate on, instead of the tail of --data.", group="data")
+    val_data: tuple[str, ...] | None = setting(
+        None, "What to validate on, in the same forms, instead of a part of --data.", group="data"
+    )
     val_fraction: float = setting(
-        0.1, "Share of the text, at its end, kept for validation.", group="data", rule="above 0 and below 1"
+        0.1,
+        "Share of the text kept for validation: whole documents where there are 100 or more, else its end.",
+        group="data",
+        rule="above 0 and below 1",
+    )
+    text_field: str = setting(
+        "text",
+        "Field of the text in .jsonl, .csv, .tsv and .parquet. A number: there is no header, columns count from 0.",
+        group="data",
+        everyday=True,
+    )
+    split_documents_on: str | None = setting(
+        None,
+        "Text between two documents of a plain text file, such as '\\n\\n'. Default: a file is one document.",
+        group="data",
     )
     tokenizer: str = setting(
         "bpe",
-        "How text becomes tokens: 'bpe' (learned pieces of words), 'char', 'byte', or the path of a tokenizer.json.",
+        "How text becomes tokens: 'bpe' (learned pieces of words), 'char', 'byte', or a tokenizer.json: its path, "
+        "URL or folder.",
         group="data",
         everyday=True,
+    )
+    mask_documents: bool = setting(
+        False, "Keep attention inside a document: what stands before its beginning is not seen.", group="data"
     )
 
 
@@ -330,8 +372,26 @@ class RunOptions(_Checked):
     repeat: str | None = setting(
         None, "Folder of a run to replay exactly, with every choice that it made.", group="output"
     )
+    recheck: bool = setting(
+        False,
+        "Read all the data again and compare it with what is prepared; else sizes and dates tell.",
+        group="output",
+    )
     quiet: bool = setting(False, "Print only warnings and errors.", group="output", everyday=True)
 
+
+# Settings that a built-in corpus brings along, below everything that anybody sets.
+PRESETS: dict[str, dict[str, Any]] = {
+    "stories": {  # under two minutes on two CPU cores: benchmarks/stories.py
+        "val_fraction": 0.01,
+        "vocab_size": 2048,
+        "max_seq_len": 160,
+        "positions": "rope",
+        "batch_size": 8,
+        "learning_rate": 3e-3,
+        "epochs": 1,
+    }
+}
 
 CONFIGS: tuple[type[_Checked], ...] = (DataConfig, ModelConfig, TrainConfig, RunOptions)
 FIELDS: dict[str, dataclasses.Field[Any]] = {

@@ -31,9 +31,16 @@ class Display:
             self.quiet = True
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for as long as the process lives
 
-    def status(self, text: str) -> None:
-        """What is being done now, when it may take long."""
-        self.print(f"{text} ...")
+    @contextmanager
+    def working(self) -> Iterator[Callable[[str, int, int | None], None]]:
+        """A context that gives the consumer of what is being done, the bytes done, and the bytes in all if known."""
+        if self.quiet:
+            yield lambda what, done, total: None
+        elif sys.stdout.isatty():
+            with _terminal_work() as show:
+                yield show
+        else:
+            yield _PlainWork(self.print)
 
     def header(self, rows: Mapping[str, str]) -> None:
         """What was chosen and why."""
@@ -47,8 +54,10 @@ class Display:
         shown = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
         self.print(f"\nsample:\n{shown}\n")
 
-    def summary(self, metrics: Mapping[str, Any], history: History, path: str | None) -> None:
-        """How the run ended and where its model is."""
+    def summary(
+        self, metrics: Mapping[str, Any], history: History, path: str | None, source_bits_per_byte: float | None
+    ) -> None:
+        """How the run ended, beside the best that is possible where that is known, and where its model is."""
         if not metrics:
             why = "no evaluation gave a finite loss" if history.records else "no step was done"
             self.print(f"No model was kept: {why}.")
@@ -56,7 +65,8 @@ class Display:
         last = history.records[-1]["step"]
         ended = {"finished": "finished", "interrupted": "stopped", "diverged": "stopped early"}[history.status]
         which = "" if metrics["step"] == last else f"; the best, of step {metrics['step']}, is kept"
-        self.print(f"{ended} after step {last:,} of {history.total_steps:,}{which}: {_evaluation(metrics)}")
+        best = f"; the source's entropy is {source_bits_per_byte:.3f}" if source_bits_per_byte else ""
+        self.print(f"{ended} after step {last:,} of {history.total_steps:,}{which}: {_evaluation(metrics)}{best}")
         if path:
             self.print(f"model: {path}")
 
@@ -111,6 +121,66 @@ class _Eta:
             if step > first_step
             else ""
         )
+
+
+class _Rate:
+    """Bytes done, per second, and the time left, in words, since one piece of work began."""
+
+    def __init__(self) -> None:
+        self.what, self.first, self.began = "", 0, 0.0
+
+    def told(self, what: str, done: int, total: int | None) -> tuple[bool, str]:
+        """Whether this is another piece of work than before, and how far it is."""
+        new = what != self.what
+        if new:
+            self.what, self.first, self.began = what, done, time.monotonic()
+        seconds = time.monotonic() - self.began
+        if done <= self.first or seconds < 0.5:
+            return new, ""
+        rate = (done - self.first) / seconds
+        of, left = "", ""
+        if total and total >= done:
+            of, left = f" of {total / 1e6:,.1f}", f", {_clock((total - done) / rate)} left"
+        return new, f"{done / 1e6:,.1f}{of} MB, {rate / 1e6:,.1f} MB/s{left}"
+
+
+class _PlainWork:
+    """A line when a piece of work begins, and one every few seconds while it goes on."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self.write, self.rate, self.last = write, _Rate(), 0.0
+
+    def __call__(self, what: str, done: int, total: int | None) -> None:
+        new, told = self.rate.told(what, done, total)
+        if new:
+            self.write(f"{what} ...")
+            self.last = time.monotonic()
+        elif told and time.monotonic() - self.last >= _CALM_SECONDS:
+            self.write(f"{what}: {told}")
+            self.last = time.monotonic()
+
+
+@contextmanager
+def _terminal_work() -> Iterator[Callable[[str, int, int | None], None]]:
+    """One live line with a bar, gone when the work is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[told]}"),
+    )
+    with Progress(*columns, console=Console(highlight=False), transient=True) as progress:
+        task, rate = progress.add_task("", total=None, told=""), _Rate()
+
+        def show(what: str, done: int, total: int | None) -> None:
+            new, told = rate.told(what, done, total)
+            if new or told:
+                progress.update(task, description=what, completed=done, total=total, told=told)
+
+        yield show
 
 
 class _Plain:

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import torch
 
-from slm.config import FIELDS, DataConfig, ModelConfig, TrainConfig, UserError
+from slm.config import FIELDS, DataConfig, ModelConfig, UserError
 from slm.data.batches import Batches, stream_seed
-from slm.data.prepare import PreparedData, prepare_data
 from slm.data.sources import BUILT_IN
+from slm.data.splits import PreparedData, load_data
 from slm.data.tokenizer import TOKENIZERS, Tokenizer
 from slm.display import Display
+from slm.header import header, warn
 from slm.model.generation import stream_tokens
 from slm.model.transformer import LanguageModel
-from slm.settings import Settings, flat, layered, read_table
+from slm.settings import Settings, as_settings, flat, layered, read_table
 from slm.storage import checkpoint, files
-from slm.training.device import Machine, check_memory, choose_device, choose_machine, seeded
+from slm.training.device import check_memory, choose_device, choose_machine, seeded
 from slm.training.loop import History, Record, resolve, train_and_evaluate
 from slm.training.saving import MODEL, RunFolder, pack_model, unpack_model, versions
 
-FEW_STEPS = 100
 _SAMPLE_TOKENS = 120
 
 
@@ -43,6 +43,7 @@ class Run:
     made_with: dict[str, Any] = field(default_factory=dict)  # versions and the data's fingerprint
     history: History | None = None  # None for a run that was loaded
     upload_error: str | None = None
+    source_bits_per_byte: float | None = None  # of the validation text, where its entropy is known; not saved
 
     @property
     def step(self) -> int:
@@ -93,6 +94,7 @@ def stream(
 ) -> Iterator[str]:
     """Pieces of the text that the model writes after the prompt, without the prompt.
 
+    It ends after max_new_tokens, or where the model ends its document. Without a prompt it begins a new one.
     temperature: 0 always takes the likeliest token, higher is wilder. top_k: choose among so many likeliest, None
     among all. seed: the same seed gives the same text; None draws anew. Raises UserError for a run without a
     tokenizer (the dummy data has none) and for arguments that make no sense.
@@ -110,7 +112,8 @@ def stream(
         top_k=top_k,
         seed=seed,
     )
-    return run.tokenizer.decode_stream(ids, tokens)
+    end_id = run.tokenizer.end_id
+    return run.tokenizer.decode_stream(ids, takewhile(lambda id: id != end_id, tokens))
 
 
 def load(path: str | os.PathLike[str]) -> Run:
@@ -127,27 +130,25 @@ def load(path: str | os.PathLike[str]) -> Run:
 
 
 def train(
-    data: str | os.PathLike[str] | Iterable[str] | None = None,
+    data: str | os.PathLike[str] | Iterable[str] | Iterable[int] | Sequence[os.PathLike[str]] | None = None,
     *,
     on_log: Callable[[Record], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     **settings: Any,
 ) -> Run:
-    """Trains a model on a file, URL, built-in corpus or list of texts, and returns the run.
+    """Trains a model on text from anywhere, or on token ids, and returns the run.
 
-    A str is a path, a URL or a built-in name ("python", "dummy", the default); literal text goes in a list.
-    `settings` are those of `slm-train --help_all`, by the same names. Nothing is written unless model_dir is given.
+    A str is a file, folder, glob, URL or built-in name ("stories", "python", "dummy", the default); a list of Path
+    objects is several files. Any other iterable of str is literal texts, such as a column of a Hugging Face dataset,
+    and one of int is token ids, as are arrays and tensors.
+    `settings` are those of `slm-train --help_all`, by the same names. Nothing is written unless model_dir is given, but
+    for the tokens of large texts, which are kept in a cache (docs/your-data.md).
     on_log is given each record of metrics.jsonl as a dict; should_stop is asked before each step. The stop button of a
     notebook ends training and returns the run so far. Raises UserError and OSError.
     """
-    keys: dict[str, Any] = {name: _plain(value) for name, value in settings.items()}
-    texts = None
-    if isinstance(data, str | os.PathLike):
-        keys["data"] = os.fspath(data)
-    elif data is not None:
-        texts = data
+    keys, given = as_settings(data, settings)
     settings_of_run = layered(keys, "keyword", defaults={"model_dir": None})
-    return train_run(settings_of_run, texts, on_log=on_log, should_stop=should_stop)
+    return train_run(settings_of_run, given, on_log=on_log, should_stop=should_stop)
 
 
 def _signature_with_settings() -> inspect.Signature:
@@ -170,13 +171,9 @@ def _signature_with_settings() -> inspect.Signature:
 train.__signature__ = _signature_with_settings()  # type: ignore[attr-defined]
 
 
-def _plain(value: Any) -> Any:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
 def train_run(
     settings: Settings,
-    texts: Iterable[str] | None = None,
+    given: Any = None,
     *,
     on_log: Callable[[Record], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -186,15 +183,19 @@ def train_run(
     display = Display(quiet=options.quiet)
     folder = RunFolder(options.model_dir, overwrite=options.overwrite) if options.model_dir is not None else None
     device, _ = choose_device(settings.train.device)
-    data = prepare_data(
-        settings.data,
-        texts,
-        vocab_size=settings.model.vocab_size,
-        max_seq_len=settings.model.max_seq_len,
-        seed=settings.train.seed,
-        on_status=display.status,
-    )
-    model_config = _fit_vocabulary(settings, data)
+    with display.working() as on_progress:
+        data = load_data(
+            settings.data,
+            given,
+            vocab_size=settings.model.vocab_size,
+            max_seq_len=settings.model.max_seq_len,
+            seed=settings.train.seed,
+            recheck=options.recheck,
+            asked=settings.asked(),
+            on_progress=on_progress,
+        )
+    settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, **data.prepared_with))
+    model_config = _fit_model(settings, data)
     made_with = {**versions(), "data_fingerprint": data.fingerprint}
     _check_repeat(settings, made_with)
     batches = Batches(data.train_dataset, settings.train.batch_size, settings.train.seed)
@@ -205,10 +206,13 @@ def train_run(
     machine = choose_machine(settings.train, model, next(batches.epoch(0)))
     config = resolve(settings.train, batches, data.val_dataset, machine)
     resolved = flat(settings.data, model_config, config) | _absolute(settings.data)
-    display.header(_header(settings, data, model_config, config, machine, len(batches), memory))
-    _warn(settings, data, config)
+    if data.tokenizer is None:
+        del resolved["tokenizer"]
+    display.header(header(settings, data, model_config, config, machine, len(batches), memory))
+    warn(settings, data, config, len(batches))
 
     run = Run(model, data.tokenizer, {}, settings.asked(), resolved, made_with)
+    run.source_bits_per_byte = data.source_bits_per_byte
     if folder:
         folder.begin(run.asked, resolved, made_with)
     with display.live(config.max_steps or 0) as show:
@@ -224,7 +228,7 @@ def train_run(
         )
     run.metrics = dict(run.history.best or {})
     run.upload_error = folder.upload_error if folder else None
-    _finish(run, display, options.model_dir)
+    _finish(run, display, data, options.model_dir)
     return run
 
 
@@ -237,14 +241,23 @@ def _both(first: Callable[[Record], None], second: Callable[[Record], None] | No
     return call
 
 
-def _fit_vocabulary(settings: Settings, data: PreparedData) -> ModelConfig:
-    """The model's configuration with the vocabulary that the tokenizer really has."""
-    if "vocab_size" in settings.origins and data.vocab_size > settings.model.vocab_size:
+def _fit_model(settings: Settings, data: PreparedData) -> ModelConfig:
+    """The model's configuration with the vocabulary that the tokenizer really has, and its separator if needed."""
+    if "vocab_size" in settings.asked() and data.vocab_size > settings.model.vocab_size:
         raise UserError(
             f"vocab_size = {settings.model.vocab_size}, but the tokenizer {settings.data.tokenizer!r} has "
             f"{data.vocab_size} tokens. Leave vocab_size out, or take --tokenizer bpe, which keeps to it."
         )
-    return dataclasses.replace(settings.model, vocab_size=data.vocab_size)
+    model = dataclasses.replace(settings.model, vocab_size=data.vocab_size)
+    if not settings.data.mask_documents:
+        return model
+    start = data.tokenizer.end_id if data.tokenizer else model.document_start
+    if start is None:
+        raise UserError(
+            "mask_documents = True: there is no token between documents to tell them by. Leave it out, or take "
+            "another tokenizer; with token ids of your own, name that token with --document_start."
+        )
+    return dataclasses.replace(model, document_start=start)
 
 
 def _check_repeat(settings: Settings, made_with: dict[str, Any]) -> None:
@@ -256,13 +269,13 @@ def _check_repeat(settings: Settings, made_with: dict[str, Any]) -> None:
     if then.get("data_fingerprint") != made_with["data_fingerprint"]:
         if settings.data.data is None:
             raise UserError(
-                f"the run in {repeat} was trained on text given in Python, which a run does not store: pass the same "
+                f"the run in {repeat} was trained on data given in Python, which a run does not store: pass the same "
                 f"list to slm.train with config = {files.join(repeat, 'config.toml')!r}."
             )
         raise UserError(
             f"the run in {repeat} was trained on other data, or with another tokenizer.json, than "
-            f"{settings.data.data or 'the dummy data'} and {settings.data.tokenizer} are now: it cannot be repeated. "
-            "Bring them back, or start a new run with config."
+            f"{', '.join(settings.data.data or ()) or 'the dummy data'} and {settings.data.tokenizer} are now: it "
+            "cannot be repeated. Bring them back, or start a new run with config."
         )
     for name in ("slm", "torch", "platform"):
         if then.get(name) != made_with[name]:
@@ -275,66 +288,23 @@ def _check_repeat(settings: Settings, made_with: dict[str, Any]) -> None:
 
 def _absolute(config: DataConfig) -> dict[str, Any]:
     """The settings that name local files, made absolute, so that a run can be repeated from another folder."""
-    names = {"data": BUILT_IN, "val_data": BUILT_IN, "tokenizer": TOKENIZERS}
-    paths = {name: getattr(config, name) for name, built_in in names.items() if getattr(config, name) not in built_in}
-    return {name: os.path.abspath(path) for name, path in paths.items() if path and not files.is_remote(path)}
+
+    def absolute(path: str) -> str:
+        known = files.is_remote(path) or path in TOKENIZERS or path.partition(":")[0] in BUILT_IN
+        return path if known else os.path.abspath(path)
+
+    several = {name: getattr(config, name) for name in ("data", "val_data")}
+    paths: dict[str, Any] = {name: tuple(map(absolute, names)) for name, names in several.items() if names}
+    return paths | {"tokenizer": absolute(config.tokenizer)}
 
 
-def _warn(settings: Settings, data: PreparedData, config: TrainConfig) -> None:
-    for part, dataset in (("training", data.train_dataset), ("validation", data.val_dataset)):
-        if dataset.window < settings.model.max_seq_len:
-            warnings.warn(
-                f"the {part} part has only {len(dataset.tokens)} tokens: its windows are shortened from "
-                f"{settings.model.max_seq_len} to {dataset.window}.",
-                stacklevel=3,
-            )
-    if data.tokenizer and (config.max_steps or 0) < FEW_STEPS:
-        warnings.warn(
-            f"only {config.max_steps} steps: too few to learn much. Raise --epochs or --max_steps, or lower "
-            f"--batch_size (now {config.batch_size}).",
-            stacklevel=3,
-        )
-
-
-def _header(
-    settings: Settings,
-    data: PreparedData,
-    model: ModelConfig,
-    config: TrainConfig,
-    machine: Machine,
-    steps_per_epoch: int,
-    memory: int,
-) -> dict[str, str]:
-    """What the run is about to do and why, row by row."""
-    num_train, num_val = len(data.train_dataset.tokens), len(data.val_dataset.tokens)
-    if data.tokenizer:
-        per_token = data.num_bytes / (num_train + num_val)
-        told = f"{data.name}: {data.num_bytes:,} bytes, {num_train + num_val:,} tokens of {per_token:.2f} bytes"
-    else:
-        told = (
-            f"{data.name}: {num_train + num_val:,} random tokens, which cannot be learned; "
-            f"expect a loss of ln({model.vocab_size}) = {math.log(model.vocab_size):.3f}"
-        )
-    total_steps = config.max_steps or 0
-    positions = config.batch_size * data.train_dataset.window
-    epochs = total_steps / steps_per_epoch
-    return {
-        "data": told,
-        "validation": f"{data.split}: {num_val:,} tokens",
-        "tokenizer": f"{settings.data.tokenizer}, vocabulary {model.vocab_size:,}" if data.tokenizer else "none",
-        "model": f"{model.num_layers} layers x {model.embed_dim}, {model.num_parameters:,} parameters, "
-        f"windows of {model.max_seq_len}",
-        "machine": machine.why,
-        "memory": f"about {memory / 1e9:.2f} GB",
-        "steps": f"{total_steps:,} of {positions:,} tokens: {epochs:.3g} epochs of {steps_per_epoch:,} steps",
-        "saved in": settings.options.model_dir or "memory only; run.save(path) writes it",
-    }
-
-
-def _finish(run: Run, display: Display, model_dir: str | None) -> None:
+def _finish(run: Run, display: Display, data: PreparedData, model_dir: str | None) -> None:
     """The sample, where the model is, and what went wrong."""
     history = run.history
     assert history is not None
     if run.metrics and run.tokenizer:
-        display.sample(run.generate("\n", max_new_tokens=_SAMPLE_TOKENS, seed=0).strip())
-    display.summary(run.metrics, history, files.join(model_dir, MODEL) if model_dir else None)
+        # Only where documents were told apart has the model learned how one begins.
+        prompt = "" if data.several_documents else "\n"
+        display.sample(run.generate(prompt, max_new_tokens=_SAMPLE_TOKENS, seed=0).strip())
+    path = files.join(model_dir, MODEL) if model_dir else None
+    display.summary(run.metrics, history, path, data.source_bits_per_byte)

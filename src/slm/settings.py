@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slm.config import CONFIGS, FIELDS, DataConfig, ModelConfig, RunOptions, TrainConfig, UserError
+from slm.config import CONFIGS, FIELDS, PRESETS, DataConfig, ModelConfig, RunOptions, TrainConfig, UserError
 from slm.storage import files
 
 # Begins every config.toml that a run writes; a folder whose config.toml begins so belongs to a run.
 MARKER = "# A run of slm."
+_PRESET = "preset of the corpus"
 _EXPLANATION = "`slm-train --config FILE` asks for the same; `slm-train --repeat FOLDER` replays [resolved]."
 
 
@@ -31,7 +33,8 @@ class Settings:
         """What somebody set, by name, without what concerns one invocation only."""
         options = {field.name for field in dataclasses.fields(RunOptions)}
         values = flat(self.data, self.model, self.train)
-        return {name: values[name] for name in self.origins if name not in options and values[name] is not None}
+        asked = (name for name, layer in self.origins.items() if layer != _PRESET and name not in options)
+        return {name: values[name] for name in asked if values[name] is not None}
 
 
 def flat(*configs: DataConfig | ModelConfig | TrainConfig | RunOptions) -> dict[str, Any]:
@@ -43,6 +46,22 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """ " Did you mean x?", or nothing when no known name is close."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean {close[0]}?" if close else ""
+
+
+def as_settings(data: Any, settings: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Keywords from Python as keys of a layer, and `data` itself where it is texts or token ids, not names of them.
+
+    A str, a path object or a list of path objects names files; any other value is what it holds.
+    """
+    keys = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in settings.items()}
+    if isinstance(keys.get("val_data"), list | tuple):
+        paths = keys["val_data"]
+        keys["val_data"] = [os.fspath(path) if isinstance(path, os.PathLike) else path for path in paths]
+    if isinstance(data, list | tuple) and data and all(isinstance(path, os.PathLike) for path in data):
+        return {**keys, "data": [os.fspath(path) for path in data]}, None
+    if isinstance(data, str | os.PathLike):
+        return {**keys, "data": os.fspath(data)}, None
+    return keys, data
 
 
 def merge(layers: Mapping[str, Mapping[str, Any]]) -> Settings:
@@ -90,7 +109,11 @@ def layered(keys: Mapping[str, Any], layer: str, defaults: Mapping[str, Any] | N
             )
         return merge({"default": defaults or {}, f"repeat {repeat}": read_table(repeat, "resolved"), layer: keys})
     asked = {config: read_config(config)} if config is not None else {}
-    return merge({"default": defaults or {}, **asked, layer: keys})
+    layers = {"default": defaults or {}, **asked, layer: keys}
+    data = next((keys["data"] for keys in reversed(layers.values()) if "data" in keys), None)
+    name = data[0] if isinstance(data, list | tuple) and len(data) == 1 else data
+    preset = name.partition(":")[0] if isinstance(name, str) else ""
+    return merge({_PRESET: PRESETS.get(preset, {}), **layers})
 
 
 def read_config(path: str) -> dict[str, Any]:

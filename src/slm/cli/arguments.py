@@ -74,8 +74,10 @@ def add_fields(parser: Parser, names: Iterable[str], *, everything: bool) -> Non
         else:
             kind = kind_of(field)
             choices = field.metadata["choices"] or None
+            several = {"nargs": "+"} if kind == "strs" else {}
+            kind = kind.removesuffix("s") if several else kind
             metavar = None if choices else kind.upper()
-            group.add_argument(f"--{name}", type=TYPES[kind], choices=choices, metavar=metavar, help=help)
+            group.add_argument(f"--{name}", type=TYPES[kind], choices=choices, metavar=metavar, help=help, **several)
 
 
 def field_help(field: dataclasses.Field[Any]) -> str:

@@ -30,10 +30,12 @@ def make_parser(*, everything: bool) -> Parser:
 
 
 def _train(settings: Settings) -> int:
-    for path in (settings.data.data, settings.data.val_data):
+    from slm.data.sources import BUILT_IN, find_files
+
+    for path in (*(settings.data.data or ()), *(settings.data.val_data or ())):
         # Told before torch is loaded, which takes two seconds.
-        if path and path not in ("dummy", "python") and not files.is_remote(path) and not files.exists(path):
-            raise FileNotFoundError(f"{path} does not exist. Pass a file, a URL, or the built-in 'python' or 'dummy'.")
+        if path.partition(":")[0] not in BUILT_IN and not files.is_remote(path):
+            find_files(path)
     interruption = Interruption()
     from slm.run import train_run
 

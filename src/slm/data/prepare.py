@@ -1,95 +1,369 @@
-"""Settings -> tokenizer and the train and validation datasets of a run."""
+"""Settings -> token files, ready for training: read once to know the text, once more to tokenize it."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import Tensor
-
+from slm._version import __version__
 from slm.config import DataConfig, UserError
-from slm.data.dataset import TextDataset
-from slm.data.sources import Corpus, read_corpus
-from slm.data.tokenizer import Tokenizer, make_tokenizer
+from slm.data import cache
+from slm.data.encoding import Place, Rows, encode_into
+from slm.data.shards import (
+    FORMAT_VERSION,
+    MANIFEST,
+    PROGRESS,
+    TOKENIZER,
+    ShardRows,
+    check_shards,
+    open_shards,
+    read_json,
+    read_manifest,
+    read_tokenizer,
+    write_manifest,
+)
+from slm.data.sources import BUILT_IN, Corpus, read_corpus, read_texts
+from slm.data.survey import SAMPLE_CHARS, VAL, Split, Survey, take_survey
+from slm.data.tokenizer import TOKENIZERS, Tokenizer, make_tokenizer, read_tokenizer_file
+from slm.data.tokens import Tokens
+from slm.settings import Settings, as_settings, layered
+from slm.storage import files
 
-DUMMY_TOKENS = 10_000
+IN_MEMORY_BYTES = 4_000_000  # text up to this size is not worth files: it is tokenized in a second or two
+EVALUATED_TOKENS = 1_000_000  # of the validation text, at most
+Progress = Callable[[str, int, int | None], None]  # what is being done, bytes done, bytes in all where known
 
 
 @dataclass(frozen=True)
-class PreparedData:
-    """What training needs of the data, and what the header tells of it."""
+class Prepared:
+    """The two rows of tokens, the tokenizer that made them, and what the manifest tells of them."""
 
-    train_dataset: TextDataset
-    val_dataset: TextDataset
-    tokenizer: Tokenizer | None  # None for the dummy data
-    name: str
-    num_bytes: int
-    vocab_size: int
-    fingerprint: str
-    split: str  # how validation text was chosen, in words
+    train: Tokens
+    val: Tokens
+    tokenizer: Tokenizer
+    about: dict[str, Any]
+    folder: str | None  # None: in memory
 
-
-def prepare_data(
-    config: DataConfig,
-    texts: Iterable[str] | None,
-    *,
-    vocab_size: int,
-    max_seq_len: int,
-    seed: int,
-    on_status: Callable[[str], None],
-) -> PreparedData:
-    """Reads the text (config.data, or `texts` where they are given), makes its tokenizer, and splits it.
-
-    Raises UserError where there is too little text. on_status is told what takes long.
-    """
-    if texts is None and config.data in (None, "dummy"):
-        return _dummy_data(config, vocab_size, max_seq_len, seed)
-    corpus = read_corpus(config.data or "" if texts is None else texts)
-    train, val, split = _split(corpus, config)
-    on_status(f"making tokens ({config.tokenizer}) of {corpus.num_bytes:,} bytes")
-    tokenizer = make_tokenizer(config.tokenizer, train.documents, vocab_size)
-    return PreparedData(
-        train_dataset=_dataset(tokenizer.encode_documents(train.documents), max_seq_len, "training", config),
-        val_dataset=_dataset(tokenizer.encode_documents(val.documents), max_seq_len, "validation", config),
-        tokenizer=tokenizer,
-        name=corpus.name,
-        num_bytes=train.num_bytes + val.num_bytes,
-        vocab_size=tokenizer.vocab_size,
-        fingerprint=Corpus("", [*train.documents, *val.documents, tokenizer.to_json()]).fingerprint,
-        split=split,
-    )
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal text, split and tokenizer, wherever they lie."""
+        settings = self.about["settings"]
+        val_fraction = None if settings["val_data"] else settings["val_fraction"]
+        parts = [self.about["content"], val_fraction, self.about["start_id"], self.tokenizer.to_json()]
+        return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
 
 
-def _dummy_data(config: DataConfig, vocab_size: int, max_seq_len: int, seed: int) -> PreparedData:
-    if config.val_data is not None:
-        raise UserError(f"val_data = {config.val_data!r}: the dummy data has its own validation part; set data too.")
-    tokens = torch.randint(0, vocab_size, (DUMMY_TOKENS,), generator=torch.Generator().manual_seed(seed))
-    cut = int(DUMMY_TOKENS * (1 - config.val_fraction))
-    return PreparedData(
-        train_dataset=_dataset(tokens[:cut], max_seq_len, "training", config),
-        val_dataset=_dataset(tokens[cut:], max_seq_len, "validation", config),
-        tokenizer=None,
-        name="dummy",
-        num_bytes=0,
-        vocab_size=vocab_size,
-        fingerprint=f"dummy {seed} {vocab_size}",
-        split=f"the last {config.val_fraction:.3g} of it",
-    )
+class Job:
+    """One text to be prepared: its sources, its tokenizer, and where the tokens go."""
 
+    def __init__(
+        self,
+        config: DataConfig,
+        texts: Iterable[str] | None,
+        *,
+        vocab_size: int,
+        out: str | None = None,
+        in_files: bool = False,
+        recheck: bool = False,
+        on_progress: Progress,
+    ) -> None:
+        self.config, self.vocab_size, self.out = config, vocab_size, out
+        self.in_files = in_files or out is not None
+        self.recheck, self.on_progress = recheck, on_progress
+        self.corpus = self._corpus(config.data or ()) if texts is None else read_texts(texts)
+        self.val_corpus = self._corpus(config.val_data) if config.val_data else None
+        self.tokenizer_json = None if config.tokenizer in TOKENIZERS else read_tokenizer_file(config.tokenizer)
 
-def _split(corpus: Corpus, config: DataConfig) -> tuple[Corpus, Corpus, str]:
-    """Training text, validation text, and the rule in words."""
-    if config.val_data is not None:
-        return corpus, read_corpus(config.val_data), f"all of {config.val_data}"
-    train, val = corpus.split(config.val_fraction)
-    return train, val, f"the last {100 * config.val_fraction:.3g} % of the text"
+    def _corpus(self, names: tuple[str, ...]) -> Corpus:
+        return read_corpus(names, text_field=self.config.text_field, split_documents_on=self.config.split_documents_on)
 
+    def identity(self, text: Any, val_text: Any) -> dict[str, Any]:
+        """Everything that decides the tokens; the texts by what their sources or their content say."""
+        config = self.config
+        return {
+            "text": text,
+            "val_text": val_text,
+            "text_field": config.text_field,
+            "split_documents_on": config.split_documents_on,
+            "val_fraction": config.val_fraction,
+            "tokenizer": self.tokenizer_json or config.tokenizer,
+            "vocab_size": self.vocab_size if config.tokenizer == "bpe" else None,
+            "version": [FORMAT_VERSION, SAMPLE_CHARS],
+        }
 
-def _dataset(tokens: Tensor, max_seq_len: int, part: str, config: DataConfig) -> TextDataset:
-    if len(tokens) < 2:
-        raise UserError(
-            f"the {part} part of the text has {len(tokens)} token{'s' * (len(tokens) != 1)}: at least 2 are needed, "
-            "one to look at and one to predict. Give more text, another val_fraction, or val_data."
+    def run(self) -> Prepared:
+        """The prepared data: found in the cache, or made now."""
+        val_key = self.val_corpus.key if self.val_corpus else []
+        key = None if None in (self.corpus.key, val_key) else cache.key_of(self.identity(self.corpus.key, val_key))
+        if key is None:  # texts given in Python are known by their content only
+            surveys = self._survey()
+            key = cache.key_of(self.identity(*(survey and survey.content for survey in surveys)))
+            return self._found(key) or self._made(key, surveys)
+        return self._found(key) or self._made(key, None)
+
+    def _folder(self, key: str) -> str:
+        return self.out or os.path.join(cache.cache_folder(), key)
+
+    def _found(self, key: str) -> Prepared | None:
+        folder = self._folder(key)
+        found = self._manifest(folder, key)
+        return None if found is None or self.recheck else open_prepared(folder)
+
+    def _manifest(self, folder: str, key: str) -> dict[str, Any] | None:
+        """What a finished preparation left. Raises where the folder belongs to another one, or is not ours at all."""
+        manifest = read_manifest(folder)
+        if manifest and manifest["key"] != key:
+            raise UserError(
+                f"{folder} holds data prepared from other sources, or with other settings: nothing was changed. "
+                "Choose another --out, or remove that folder."
+            )
+        ours = manifest is not None or files.exists(files.join(folder, PROGRESS))
+        if self.out is not None and not ours and files.list_names(folder):
+            raise files.ExistsError(f"--out {folder} is not empty: choose a new folder, or an empty one.")
+        return manifest
+
+    def _survey(self) -> tuple[Survey, Survey | None]:
+        """What a first reading finds in the text and in the validation text that was named."""
+        surveys = [self._survey_of(corpus) for corpus in (self.corpus, self.val_corpus) if corpus]
+        return surveys[0], surveys[1] if self.val_corpus else None
+
+    def _survey_of(self, corpus: Corpus) -> Survey:
+        what, total = f"reading {corpus.name}", corpus.stored_bytes
+        self.on_progress(what, 0, total)
+        survey = take_survey(
+            corpus,
+            characters=self.config.tokenizer == "char" and corpus is self.corpus,
+            on_progress=lambda done: self.on_progress(what, done, total),
         )
-    return TextDataset(tokens, max_seq_len)
+        if not survey.counts.documents:
+            found = " ".join(survey.counts.lines())
+            raise UserError(f"{corpus.name} is empty: there is no text to learn from ({found}).")
+        return survey
+
+    def _made(self, key: str, surveys: tuple[Survey, Survey | None] | None) -> Prepared:
+        survey, val_survey = surveys or self._survey()
+        num_bytes = sum(one.counts.num_bytes for one in (survey, val_survey) if one)
+        if num_bytes <= IN_MEMORY_BYTES and not self.in_files:
+            return self._in_memory(key, survey, val_survey)
+        folder = self._folder(key)
+        with cache.locked(folder, self._waiting):
+            manifest = self._manifest(folder, key)  # it may be new since the lock was asked for
+            if manifest and manifest["content"] == _content(survey, val_survey):
+                check_shards(folder, manifest)
+                return open_prepared(folder)
+            return self._on_disk(folder, key, survey, val_survey)
+
+    def _waiting(self) -> None:
+        self.on_progress("waiting for another process that prepares the same data", 0, None)
+
+    def _in_memory(self, key: str, survey: Survey, val_survey: Survey | None) -> Prepared:
+        split = self._split(survey, val_survey)
+        tokenizer = self._tokenizer(survey, split)
+        rows = Rows(tokenizer.end_id, bracketed=self.corpus.aligned, most_counted=EVALUATED_TOKENS)
+        self._encode(rows, Place(), 0, tokenizer, survey, val_survey, split, lambda place, chars: None)
+        about = self._about(key, survey, val_survey, split, rows, tokenizer)
+        train, val = (Tokens(arrays, vocab_size=tokenizer.vocab_size) for arrays in rows.arrays)
+        return Prepared(train, val, tokenizer, about, None)
+
+    def _on_disk(self, folder: str, key: str, survey: Survey, val_survey: Survey | None) -> Prepared:
+        split = self._split(survey, val_survey)
+        made_from = f"{key} {_content(survey, val_survey)}"
+        if read_json(folder, PROGRESS).get("made_from") == made_from:
+            tokenizer = read_tokenizer(folder)
+        else:
+            cache.clear(folder)
+            files.write_bytes(files.join(folder, PROGRESS), b"{}")  # from now on the folder is known as ours
+            tokenizer = self._tokenizer(survey, split)
+            files.write_bytes(files.join(folder, TOKENIZER), tokenizer.to_json().encode())
+        rows = ShardRows(
+            folder,
+            self.corpus.name,
+            made_from,
+            tokenizer,
+            bracketed=self.corpus.aligned,
+            most_counted=EVALUATED_TOKENS,
+        )
+        if rows.place == Place():
+            rows.close()  # from now on the tokenizer need not be made again
+        try:
+            self._encode(rows, rows.place, rows.chars, tokenizer, survey, val_survey, split, rows.after_batch)
+        finally:
+            rows.abandon()
+        about = self._about(key, survey, val_survey, split, rows, tokenizer)
+        write_manifest(folder, {**about, "shards": rows.shards, "dtype": rows.dtype.name})
+        return open_prepared(folder)
+
+    def _split(self, survey: Survey, val_survey: Survey | None) -> Split:
+        return Split() if val_survey else survey.split(self.config.val_fraction)
+
+    def _tokenizer(self, survey: Survey, split: Split) -> Tokenizer:
+        name = self.config.tokenizer
+        if self.tokenizer_json is not None:
+            return Tokenizer.from_json(self.tokenizer_json, name)
+        if name == "char":
+            return make_tokenizer(name, survey.characters, self.vocab_size)
+        sample = survey.sample_of_training(split)
+        if name == "bpe":
+            size = sum(map(len, sample))
+            self.on_progress(f"learning a vocabulary of up to {self.vocab_size:,} from {size / 1e6:.1f} MB", 0, None)
+        return make_tokenizer(name, sample, self.vocab_size)
+
+    def _encode(
+        self,
+        rows: Rows,
+        start: Place,
+        chars: int,
+        tokenizer: Tokenizer,
+        survey: Survey,
+        val_survey: Survey | None,
+        split: Split,
+        after_batch: Callable[[Place, int], None],
+    ) -> None:
+        """Appends both texts to the rows from the given place on; the validation text's parts follow the others."""
+        parts = self.corpus.num_parts
+        total_chars = survey.num_chars + (val_survey.num_chars if val_survey else 0)
+        total = survey.counts.num_bytes + (val_survey.counts.num_bytes if val_survey else 0)
+        done = chars
+
+        def after(place: Place, new_chars: int) -> None:
+            nonlocal done
+            done += new_chars
+            after_batch(place, new_chars)
+            self.on_progress("tokenizing", done * total // max(total_chars, 1), total)
+
+        self.on_progress("tokenizing", done * total // max(total_chars, 1), total)
+        if start.part < parts:
+            encode_into(rows, self.corpus, split, tokenizer, survey.part_chars, start=start, after_batch=after)
+        if self.val_corpus and val_survey:
+            val_start = Place(start.part - parts, start.pieces) if start.part >= parts else Place()
+            encode_into(
+                rows,
+                self.val_corpus,
+                Split(cut=0),
+                tokenizer,
+                val_survey.part_chars,
+                start=val_start,
+                after_batch=lambda place, new: after(Place(place.part + parts, place.pieces), new),
+            )
+        rows.finish()
+
+    def _about(
+        self, key: str, survey: Survey, val_survey: Survey | None, split: Split, rows: Rows, tokenizer: Tokenizer
+    ) -> dict[str, Any]:
+        """The manifest without what concerns files."""
+        surveys = [one for one in (survey, val_survey) if one]
+        bits, num_bytes = rows.counted
+        return {
+            "name": self.corpus.name,
+            "key": key,
+            "content": _content(survey, val_survey),
+            "found": [line for one in surveys for line in one.counts.lines()],
+            "num_bytes": sum(one.counts.num_bytes for one in surveys),
+            "documents": rows.documents,
+            "tokens": rows.tokens,
+            "split": _in_words(split, rows, self.val_corpus),
+            "vocab_size": tokenizer.vocab_size,
+            "start_id": tokenizer.end_id if self.corpus.aligned else None,
+            "source_bits_per_byte": bits / num_bytes
+            if num_bytes and (self.val_corpus or self.corpus).aligned
+            else None,
+            "settings": {
+                "tokenizer": absolute(self.config.tokenizer),
+                "vocab_size": self.vocab_size,
+                "val_fraction": self.config.val_fraction,
+                "text_field": self.config.text_field,
+                "split_documents_on": self.config.split_documents_on,
+                "val_data": list(map(absolute, self.config.val_data or ())) or None,
+            },
+            "prepared_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "slm": __version__,
+        }
+
+
+def absolute(name: str) -> str:
+    """A source's or a tokenizer's name as it is understood from any folder."""
+    known = files.is_remote(name) or name in TOKENIZERS or name.partition(":")[0] in BUILT_IN
+    return name if known else os.path.abspath(name)
+
+
+def _content(survey: Survey, val_survey: Survey | None) -> str:
+    return "+".join(one.content for one in (survey, val_survey) if one)
+
+
+def _in_words(split: Split, rows: Rows, val_corpus: Corpus | None) -> str:
+    """The rule that chose the validation text."""
+    percent = f"{100 * split.val_fraction:.3g} %"
+    if val_corpus:
+        return f"all of {val_corpus.name}"
+    if split.by_hash:
+        return f"{rows.documents[VAL]:,} of {sum(rows.documents):,} documents, {percent} chosen by a hash of their text"
+    return f"the last {percent} of the text"
+
+
+def open_prepared(folder: str) -> Prepared:
+    """The data in a local folder that was prepared. Raises UserError where it is not complete."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UserError(f"{folder} holds no prepared data: {MANIFEST} is missing. Prepare it with slm-prepare.")
+    train, val = open_shards(folder, manifest)
+    return Prepared(train, val, read_tokenizer(folder), manifest, folder)
+
+
+def prepare(
+    data: Any = None,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    on_progress: Progress = lambda what, done, total: None,
+    **settings: Any,
+) -> str:
+    """Tokenizes a text into files and returns the folder or URL where they are, for `data` of slm.train.
+
+    data: as for slm.train, without token ids. out: a new folder or a URL; None means the cache, where training finds
+    the tokens by itself. settings: those of the text (tokenizer, vocab_size, val_fraction, ...), as for slm.train.
+    What an interrupted call left is continued. Raises UserError and OSError.
+    """
+    keys, texts = as_settings(data, settings)
+    return prepare_settings(layered(keys, "keyword"), texts, None if out is None else os.fspath(out), on_progress)
+
+
+def prepare_settings(settings: Settings, texts: Iterable[str] | None, out: str | None, on_progress: Progress) -> str:
+    """What both `prepare` and `slm-prepare` call: the folder or URL of the token files that the settings describe."""
+    if texts is None and settings.data.data in (None, ("dummy",)):
+        raise UserError("data = 'dummy' is random tokens: there is nothing to prepare. Name a text.")
+    to_url = out is not None and files.is_remote(out)
+    if to_url:
+        files.check_writable(str(out))
+    job = Job(
+        settings.data,
+        texts,
+        vocab_size=settings.model.vocab_size,
+        out=None if to_url else out,
+        in_files=True,
+        recheck=settings.options.recheck,
+        on_progress=on_progress,
+    )
+    prepared = job.run()
+    if to_url and out is not None:
+        _upload(prepared, out, on_progress)
+        return out
+    assert prepared.folder is not None
+    return prepared.folder
+
+
+def _upload(prepared: Prepared, url: str, on_progress: Progress) -> None:
+    """Copies a prepared folder to a URL, the manifest last. Raises UserError where other data is there."""
+    there = read_manifest(url)
+    if there is not None and there["key"] != prepared.about["key"]:
+        raise UserError(f"{url} holds other prepared data: nothing was changed. Choose another --out.")
+    total, done = sum(shard["bytes"] for shard in prepared.about["shards"]), 0
+    assert prepared.folder is not None
+    files.upload(files.join(prepared.folder, TOKENIZER), files.join(url, TOKENIZER), overwrite=True)
+    for shard in prepared.about["shards"]:
+        on_progress(f"uploading to {url}", done, total)
+        files.upload(files.join(prepared.folder, shard["name"]), files.join(url, shard["name"]), overwrite=True)
+        done += shard["bytes"]
+    files.upload(files.join(prepared.folder, MANIFEST), files.join(url, MANIFEST), overwrite=True)

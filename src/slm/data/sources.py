@@ -1,117 +1,285 @@
-"""A path, a URL, a built-in name or a list of texts, read into documents."""
+"""Paths, URLs, folders, globs, built-in names or texts from Python, read into documents as often as wanted."""
 
 from __future__ import annotations
 
-import codecs
-import hashlib
-import sysconfig
-from collections.abc import Iterable
+import contextlib
+import os
+import tempfile
+import weakref
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any, Protocol
 
 from slm.config import UserError
-from slm.data.tokenizer import check_unicode
-from slm.storage import files
+from slm.data import formats
+from slm.data.builtin import PythonSources, Stories, stories_of_size
+from slm.data.formats import PART_CHARS, Chunk, Counts, check_unicode
+from slm.storage import files, listing
+from slm.storage.files import MissingError
+from slm.storage.listing import FileInfo
 
-BUILT_IN = ("dummy", "python")
+BUILT_IN = ("dummy", "python", "stories")
 _LONGEST_PATH = 1000
-_NOT_SOURCES = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
+_NAMES_TOLD = 3
+_LONGEST_NAME = 60
+
+
+class Part(Protocol):
+    """Something that documents are read from."""
+
+    @property
+    def key(self) -> list[Any] | None:
+        """Plain values that change when the content may have changed; None where only the content itself tells."""
+
+    @property
+    def stored_bytes(self) -> int | None:
+        """About what counts.stored_bytes grows by in a reading."""
+
+    def chunks(self, counts: Counts) -> Iterator[Chunk]:
+        """The documents, in each call from the beginning; `counts` is told of everything."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents, and where they came from in words."""
+    """Documents in parts, none of them in memory, and where they come from in words."""
 
     name: str
-    documents: list[str]
+    parts: tuple[Part, ...]
+    aligned: bool = False  # whether windows should begin where documents do
 
     @property
-    def num_bytes(self) -> int:
-        """The size of all documents in UTF-8."""
-        return sum(len(document.encode()) for document in self.documents)
+    def num_parts(self) -> int:
+        """The number of files, or 1 for texts given in Python and for each built-in corpus."""
+        return len(self.parts)
 
     @property
-    def fingerprint(self) -> str:
-        """A SHA-256 of the documents, to tell whether a run's data is still the same."""
-        digest = hashlib.sha256()
-        for document in self.documents:
-            encoded = document.encode()
-            digest.update(len(encoded).to_bytes(8, "little") + encoded)
-        return digest.hexdigest()
+    def key(self) -> list[list[Any]] | None:
+        """What identifies the sources, without a look at their content, as plain values; None where nothing does."""
+        keys = [part.key for part in self.parts]
+        return None if None in keys else [key for key in keys if key is not None]
 
-    def split(self, val_fraction: float) -> tuple[Corpus, Corpus]:
-        """The text before and after the cut that leaves val_fraction of its characters, at the end, for validation."""
-        before = int(sum(map(len, self.documents)) * (1 - val_fraction))
-        train: list[str] = []
-        for index, document in enumerate(self.documents):
-            if before < len(document):
-                head = [document[:before]] if before else []
-                tail = [document[before:], *self.documents[index + 1 :]]
-                return Corpus(self.name, train + head), Corpus(self.name, tail)
-            train.append(document)
-            before -= len(document)
-        return Corpus(self.name, train), Corpus(self.name, [])
+    @property
+    def stored_bytes(self) -> int | None:
+        """The bytes of all sources as stored, None where one does not tell."""
+        sizes = [part.stored_bytes for part in self.parts]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
+
+    def chunks(self, part: int, counts: Counts) -> Iterator[Chunk]:
+        """The documents of one part; the same chunks in every reading while its file stays the same."""
+        return self.parts[part].chunks(counts)
 
 
-def read_corpus(source: str | Iterable[str]) -> Corpus:
-    """The documents of a file, a URL, the built-in "python", or a list of texts.
+@dataclass(frozen=True)
+class _FilePart:
+    """The documents of one file."""
 
-    Raises UserError where there is no text or it is not UTF-8, and OSError where it cannot be read.
+    file: FileInfo
+    named: bool  # itself, not only its folder or a glob
+    text_field: str
+    split_documents_on: str | None
+
+    @property
+    def key(self) -> list[Any]:
+        path = self.file.path
+        return [path if files.is_remote(path) else os.path.abspath(path), self.file.size, self.file.stamp]
+
+    @property
+    def stored_bytes(self) -> int | None:
+        return self.file.size
+
+    def chunks(self, counts: Counts) -> Iterator[Chunk]:
+        return formats.documents(
+            self.file,
+            named=self.named,
+            text_field=self.text_field,
+            split_documents_on=self.split_documents_on,
+            counts=counts,
+        )
+
+
+_NamedPart = _FilePart | PythonSources | Stories
+
+
+def read_corpus(
+    source: str | Iterable[str], *, text_field: str = "text", split_documents_on: str | None = None
+) -> Corpus:
+    """The documents of one or several sources: files, folders, globs, URLs, 'python', 'stories' or 'stories:50MB'.
+
+    A file that is named twice is read once. Raises UserError where a name means no text, MissingError where there is
+    nothing of that name, and StorageError where looking fails; reading itself is left to Corpus.chunks.
     """
-    if isinstance(source, str):
-        if source == "python":
-            return python_sources()
-        if "\n" in source or len(source) > _LONGEST_PATH:
-            raise UserError(f"data = {source[:30]!r}... is a text, not a path: literal text goes in a list, [text].")
-        if source == "dummy":
-            raise UserError("'dummy' is random tokens, not text. Pass a file, a URL or 'python'.")
-        try:
-            corpus = Corpus(source, [_decoded(files.read_bytes(source), source)])
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{error} A str names a file, a URL or a built-in corpus ({', '.join(BUILT_IN)}); "
-                "in Python, literal text goes in a list."
-            ) from error
-    else:
-        corpus = Corpus("text given in Python", _checked_texts(source))
-    if not any(corpus.documents):
+    names = (source,) if isinstance(source, str) else tuple(source)
+    if not names:
+        raise UserError("data is empty: name a file, a folder, a URL or a built-in corpus.")
+    parts: dict[tuple[Any, ...], _NamedPart] = {}
+    told: list[str] = []
+    for name in names:
+        check_name(name)
+        if name == "python" or name.partition(":")[0] == "stories":
+            built_in = PythonSources() if name == "python" else stories_of_size(name)
+            told.append(built_in.name)
+            found: Sequence[_NamedPart] = [built_in]
+        else:
+            told.append(name)
+            found = _file_parts(name, text_field, split_documents_on)
+        for part in found:
+            parts.setdefault(tuple(part.key), part)
+    _check_token_files(parts.values())
+    aligned = all(isinstance(part, Stories) for part in parts.values())
+    return Corpus(_in_words(told), tuple(parts.values()), aligned)
+
+
+def check_name(name: Any) -> None:
+    """Raises UserError where a source is no name at all, or names random tokens."""
+    if not isinstance(name, str):
+        raise UserError(f"data names {name!r}, a {type(name).__name__}: must be a path, a URL or a built-in name.")
+    if "\n" in name or len(name) > _LONGEST_PATH:
+        raise UserError(f"data = {name[:30]!r}... is a text, not a path: literal text goes in a list, [text].")
+    if name == "dummy":
+        raise UserError("'dummy' is random tokens, not text. Pass a file, a URL or 'python'.")
+
+
+def find_files(name: str) -> list[FileInfo]:
+    """The files that one source names: itself, or those of a folder or glob. Raises MissingError where it is none."""
+    check_name(name)
+    try:
+        return listing.find(name)
+    except MissingError as error:
+        raise MissingError(
+            f"{error} A str names a file, a folder, a glob, a URL or a built-in corpus ({', '.join(BUILT_IN)}); "
+            "in Python, literal text goes in a list."
+        ) from error
+
+
+def _file_parts(name: str, text_field: str, split_documents_on: str | None) -> list[_FilePart]:
+    found = find_files(name)
+    named = listing.is_single(name, found)
+    return [_FilePart(file, named, text_field, split_documents_on) for file in found]
+
+
+def _check_token_files(parts: Collection[_NamedPart]) -> None:
+    """Raises UserError where all is token ids, or a file of them was named beside text; in a folder it is skipped."""
+    found = [part for part in parts if isinstance(part, _FilePart) and formats.is_token_file(part.file.path)]
+    if not found:
+        return
+    packed = next((part.file.path for part in found if formats.endings(part.file.path)[1]), None)
+    only = len(found) == len(parts)
+    if packed and only:
+        raise UserError(f"{packed} is packed, and token ids are read in place: unpack it first.")
+    if only:
+        raise UserError(f"{found[0].file.path} holds token ids, not text.")
+    if named := next((part.file.path for part in found if part.named), None):
+        raise UserError(f"{named} holds token ids and other sources hold text: give the one or the other.")
+
+
+def _in_words(names: list[str]) -> str:
+    """One name as it is; of several their number, and the first few."""
+    if len(names) == 1:
+        return names[0]
+    shown = [one if len(one) <= _LONGEST_NAME else f"...{one[3 - _LONGEST_NAME :]}" for one in names[:_NAMES_TOLD]]
+    return f"{len(names)} sources: {', '.join(shown)}{', ...' if len(names) > _NAMES_TOLD else ''}"
+
+
+def read_texts(texts: Iterable[str]) -> Corpus:
+    """The texts of a list, a column of a table, a generator or anything else that yields str, each one a document.
+
+    What can be iterated only once is kept in a temporary file, as long as the Corpus lives. Raises UserError where an
+    item is no str, also later from Corpus.chunks, and where there is no text at all.
+    """
+    _check_texts(texts)
+    part = _Spool(texts) if iter(texts) is texts else _Texts(texts)
+    corpus = Corpus("text given in Python", (part,))
+    if next(part.chunks(Counts()), None) is None:
         raise UserError(f"{corpus.name} is empty: there is no text to learn from.")
     return corpus
 
 
-def python_sources() -> Corpus:
-    """The sources of the installed Python's standard library, one document a file, in the order of their paths."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
-    kept = [path for path in paths if _NOT_SOURCES.isdisjoint(path.split("/"))]
-    documents = [(root / path).read_bytes().decode(errors="replace") for path in kept]
-    if not documents:
-        raise UserError(f"data = 'python': this Python has no sources in {root}. Pass a file instead.")
-    return Corpus("python (standard library sources)", [document for document in documents if document])
-
-
-def _decoded(data: bytes, path: str) -> str:
-    start = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
-    try:
-        return data[start:].decode()
-    except UnicodeDecodeError as error:
-        place = start + error.start
-        encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "latin1"
-        raise UserError(
-            f"{path} is not UTF-8 text: byte 0x{data[place]:02x} at position {place} does not fit. "
-            f"Convert it first, for instance: iconv -f {encoding} -t utf-8 {path} > converted.txt"
-        ) from error
-
-
-def _checked_texts(texts: Iterable[str]) -> list[str]:
+def _check_texts(texts: Any) -> None:
+    """Raises UserError where iterating would give something else than the texts that were meant."""
+    if isinstance(texts, str):
+        raise UserError(f"data = {_start(texts)}: a str names a path; literal text goes in a list, [text].")
+    if isinstance(texts, bytes | bytearray):
+        raise UserError(f"data = {_start(texts)} is bytes: decode it, and put the text in a list: [data.decode()].")
     if not isinstance(texts, Iterable):
-        raise UserError(f"data = {texts!r}: must be a path, URL, built-in name, or a list of str.")
-    documents = list(texts)
-    for index, document in enumerate(documents):
-        if not isinstance(document, str):
-            raise UserError(
-                f"text {index} of data is a {type(document).__name__}: data must be a path, URL, built-in name, "
-                "or a list of str."
-            )
-        check_unicode(document, f"text {index} of data")
-    return documents
+        raise UserError(f"data = {_start(texts)}: must be a path, URL, built-in name, or a list of str.")
+    names = list(texts) if isinstance(texts, Mapping) else None
+    for attribute in ("column_names", "columns"):  # of a table of datasets, pyarrow, pandas or polars
+        names = getattr(texts, attribute, None) if names is None else names
+    if names is not None:
+        told = ", ".join(map(str, names))
+        example = "text" if "text" in names else next(iter(names), "text")
+        raise UserError(
+            f"data is a {type(texts).__name__} of {told}, not a list of texts: pass one of them, data[{example!r}]."
+        )
+
+
+def _start(value: Any) -> str:
+    told = repr(value)
+    return told if len(told) <= _LONGEST_NAME else f"{told[: _LONGEST_NAME - 3]}..."
+
+
+def _checked(item: Any, index: int) -> str:
+    """The item, a str that is Unicode; UserError names its index otherwise."""
+    if isinstance(item, str):
+        check_unicode(item, f"text {index} of data")
+        return str(item)
+    hint = "data must be a path, URL, built-in name, or a list of str."
+    if isinstance(item, Mapping):
+        hint = f"its fields are {', '.join(map(str, item))}; pass the texts alone, such as data['text']."
+    elif isinstance(item, bytes | bytearray):
+        hint = "decode it first, text.decode()."
+    raise UserError(f"text {index} of data is a {type(item).__name__}: {hint}")
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Texts that can be iterated again and again."""
+
+    texts: Iterable[str]
+    key = None
+    stored_bytes = None
+
+    def chunks(self, counts: Counts) -> Iterator[Chunk]:
+        for index, item in enumerate(self.texts):
+            yield from _text_chunks(_checked(item, index), counts)
+
+
+class _Spool:
+    """Texts that could be iterated only once, in a temporary file that goes with the object."""
+
+    key = None
+    stored_bytes = None
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        with self._explaining():
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the object
+        weakref.finalize(self, self._file.close)
+        for index, item in enumerate(texts):
+            data = _checked(item, index).encode()
+            with self._explaining():
+                self._file.write(len(data).to_bytes(8, "little") + data)
+        with self._explaining():
+            self._file.flush()
+
+    def _explaining(self) -> contextlib.AbstractContextManager[None]:
+        return files.explaining(tempfile.gettempdir(), "keep the texts in")
+
+    def chunks(self, counts: Counts) -> Iterator[Chunk]:
+        place = 0
+        while True:
+            self._file.seek(place)  # another reading may be under way
+            if not (size := self._file.read(8)):
+                return
+            text = self._file.read(int.from_bytes(size, "little")).decode()
+            place = self._file.tell()
+            yield from _text_chunks(text, counts)
+
+
+def _text_chunks(text: str, counts: Counts) -> Iterator[Chunk]:
+    """The chunks of one document."""
+    if not text:
+        counts.empty_documents += 1
+    for start in range(0, len(text), PART_CHARS):
+        chunk = Chunk(text[start : start + PART_CHARS], start + PART_CHARS >= len(text))
+        counts.add(chunk)
+        yield chunk

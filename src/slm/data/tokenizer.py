@@ -5,34 +5,27 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tokenizers
-import torch
 from tokenizers import decoders, models, pre_tokenizers, trainers
-from torch import Tensor
 
 from slm.config import UserError
+from slm.data.formats import check_unicode
 from slm.storage import files
+
+if TYPE_CHECKING:  # slm-prepare makes tokens without torch, which takes two seconds and 200 MB
+    from torch import Tensor
 
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "\ufffd"  # what a character that the text never showed becomes, with the character tokenizer
 NUM_BYTES = 256
 TOKENIZERS = ("bpe", "char", "byte")  # made by slm; any other name is the path of a tokenizer.json
 _END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
-_PIECE_CHARS = 1 << 16
+_PIECE_CHARS = 1 << 14  # 16,384 characters: `tokenizers` is fastest at texts of about this length
+_LONGEST_PIECE = 1 << 20
 _PIECES_AT_ONCE = 64
-
-
-def check_unicode(text: str, name: str) -> None:
-    """Raises UserError where a str is not Unicode text, as after a decoding that went wrong."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{name} is not Unicode: {text[error.start]!r} at position {error.start} is half a surrogate pair. "
-            "Decode the bytes it came from with errors='replace'."
-        ) from error
 
 
 class Tokenizer:
@@ -65,18 +58,24 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """The token ids of a text, without any special token. Raises UserError for half a surrogate pair."""
         check_unicode(text, "the text")
-        return list(chain.from_iterable(self._encode_pieces(_pieces(text, self._cuts))))
+        pieces = list(self.pieces([text]))
+        batches = (pieces[i : i + _PIECES_AT_ONCE] for i in range(0, len(pieces), _PIECES_AT_ONCE))
+        return [id for batch in batches for ids in self.encode_pieces(batch) for id in ids.tolist()]
 
-    def encode_documents(self, documents: Iterable[str]) -> Tensor:
-        """The ids of all documents in one tensor (N,), int32, with end_id between each two."""
-        parts: list[Tensor] = []
-        for index, document in enumerate(documents):
-            if index and self.end_id is not None:
-                parts.append(torch.tensor([self.end_id], dtype=torch.int32))
-            parts.extend(
-                torch.tensor(ids, dtype=torch.int32) for ids in self._encode_pieces(_pieces(document, self._cuts))
-            )
-        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int32)
+    def pieces(self, chunks: Iterable[str]) -> Iterator[str]:
+        """The text of the chunks in pieces of about 16,000 characters that can be encoded each by itself.
+
+        With a tokenizer made by slm the tokens are those of the whole text. A foreign one gives no place that is
+        sure, and a text may have none: it is then cut after 2**20 characters, where a token may differ.
+        """
+        return _pieces(chunks, self._cuts)
+
+    def encode_pieces(self, pieces: list[str]) -> list[np.ndarray[Any, Any]]:
+        """The token ids of each piece, uint32, encoded in parallel by the threads of `tokenizers`."""
+        return [
+            np.fromiter(ids, dtype=np.uint32, count=len(ids))
+            for ids in (e.ids for e in self.backend.encode_batch_fast(pieces, add_special_tokens=False))
+        ]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids, without special tokens."""
@@ -91,6 +90,8 @@ class Tokenizer:
 
     def bytes_per_token(self) -> Tensor:
         """The UTF-8 bytes that each id stands for, (vocab_size,), int64; 0 for special tokens."""
+        import torch
+
         table = torch.zeros(self.vocab_size, dtype=torch.int64)
         byte_level = isinstance(self.backend.decoder, decoders.ByteLevel)
         # Many decoders drop the space before a text's first token, so each is measured behind another one.
@@ -102,14 +103,6 @@ class Tokenizer:
         for id, added in self.backend.get_added_tokens_decoder().items():
             table[id] = 0 if added.special else len(added.content.encode())
         return table
-
-    def _encode_pieces(self, pieces: Iterable[str]) -> Iterator[list[int]]:
-        # `tokenizers` encodes the pieces of a batch in parallel; batches bound the memory of its bookkeeping.
-        waiting = list(pieces)
-        for start in range(0, len(waiting), _PIECES_AT_ONCE):
-            batch = waiting[start : start + _PIECES_AT_ONCE]
-            for encoding in self.backend.encode_batch_fast(batch, add_special_tokens=False):
-                yield encoding.ids
 
 
 def make_tokenizer(name: str, documents: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -123,13 +116,18 @@ def make_tokenizer(name: str, documents: Iterable[str], vocab_size: int) -> Toke
         return char_tokenizer(documents)
     if name == "byte":
         return byte_tokenizer()
+    return Tokenizer.from_json(read_tokenizer_file(name), name)
+
+
+def read_tokenizer_file(name: str) -> str:
+    """The text of a tokenizer.json: its path or URL, or the folder that holds it. Raises UserError."""
     try:
-        text = files.read_bytes(name).decode()
+        path = files.join(name, "tokenizer.json") if files.is_folder(name) else name
+        return files.read_bytes(path).decode()
     except (FileNotFoundError, UnicodeDecodeError) as error:
         raise UserError(
             f"tokenizer = {name!r}: must be bpe, char, byte or the path of a Hugging Face tokenizer.json ({error})"
         ) from error
-    return Tokenizer.from_json(text, name)
 
 
 def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -149,8 +147,8 @@ def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    pieces = chain.from_iterable(_pieces(document, _BETWEEN_LINES) for document in documents)
-    backend.train_from_iterator(pieces, trainer)
+    # Long texts in pieces, which are counted in parallel.
+    backend.train_from_iterator((piece for text in documents for piece in _pieces([text], _BETWEEN_WORDS)), trainer)
     return Tokenizer(backend)
 
 
@@ -178,8 +176,10 @@ def _without_merges(tokens: list[str], unknown: str | None = None) -> tokenizers
     return backend
 
 
-# GPT-2's splitting into words never joins a lone line break to what stands beside it.
-_BETWEEN_LINES = re.compile(r"(?<=[!-~]\n)(?=[!-~])")
+# GPT-2's splitting into words never joins a lone line break to what stands beside it, and a lone space only to what
+# follows. _SOLID is neither white space nor control character, in the opinion of every regular expression engine.
+_SOLID = "[!-~\u00a1-\u00ac\u00ae-\u167f\u1681-\u180d\u180f-\u1fff\u2030-\u205e\u2070-\u2fff\u3001-\ud7ff\uf900-\ufdff]"
+_BETWEEN_WORDS = re.compile(rf"(?<={_SOLID}\n)(?={_SOLID})|(?<={_SOLID})(?= {_SOLID})")
 _ANYWHERE = re.compile("")
 
 
@@ -195,15 +195,29 @@ def _safe_cuts(backend: tokenizers.Tokenizer) -> re.Pattern[str] | None:
     if split.get("add_prefix_space") or model["fuse_unk"] or any(not t["special"] for t in description["added_tokens"]):
         return None
     if split["use_regex"]:
-        return _BETWEEN_LINES
+        return _BETWEEN_WORDS
     return None if model["merges"] else _ANYWHERE
 
 
-def _pieces(text: str, cuts: re.Pattern[str] | None) -> Iterator[str]:
-    """A text in pieces of about _PIECE_CHARS, cut where the pattern allows."""
-    start = 0
-    while start < len(text):
-        cut = cuts.search(text, start + _PIECE_CHARS) if cuts else None
-        end = cut.start() if cut else len(text)
-        yield text[start:end]
-        start = end
+def _pieces(chunks: Iterable[str], cuts: re.Pattern[str] | None) -> Iterator[str]:
+    """The text of the chunks in pieces, cut where the pattern allows."""
+    rest = ""
+    for chunk in chunks:
+        text, start = rest + chunk, 0
+        while (end := _next_cut(text, start, cuts)) is not None:
+            yield text[start:end]
+            start = end
+        rest = text[start:]
+    if rest:
+        yield rest
+
+
+def _next_cut(text: str, start: int, cuts: re.Pattern[str] | None) -> int | None:
+    """Where the piece that begins at `start` ends; None where that depends on what follows the text."""
+    longest = start + _LONGEST_PIECE
+    if cuts and len(text) > start + _PIECE_CHARS:
+        # Two characters more than the longest, for what the pattern looks at beyond a cut.
+        cut = cuts.search(text, start + _PIECE_CHARS, longest + 2)
+        if cut and start < cut.start() <= longest:
+            return cut.start()
+    return longest if len(text) > longest else None

@@ -95,6 +95,41 @@ POSITIONS: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
 }
 
 
+def causal_mask(T: int, S: int, device: torch.device) -> Tensor:
+    """(T, S), True where query t may look at key s."""
+    # is_causal=True aligns the triangle with the first key. With S > T cached keys the last query must
+    # meet the last key, so the diagonal moves by S - T.
+    return torch.ones(T, S, dtype=torch.bool, device=device).tril(diagonal=S - T)
+
+
+class CausalMask(nn.Module):
+    """Lets every position look at itself and all before it."""
+
+    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor | None:
+        """(T, S), True where query t may look at key s; None without cached keys: is_causal=True is the faster way."""
+        start = cache.length() if cache else 0
+        T = tokens.size(1)
+        return causal_mask(T, start + T, tokens.device) if start else None
+
+
+class DocumentMask(nn.Module):
+    """Lets every position look at itself and those before it in its own document, which document_start begins."""
+
+    def __init__(self, document_start: int) -> None:
+        super().__init__()
+        self.document_start = document_start
+
+    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """(B, 1, T, S), True where query t may look at key s, the same for every head."""
+        begins = tokens == self.document_start  # (B, T)
+        if cache:
+            begins = cache.append_begins(begins)  # (B, S)
+        T, S = tokens.size(1), begins.size(1)
+        documents = begins.cumsum(dim=1)  # (B, S), which document each position belongs to
+        same = documents[:, S - T :, None] == documents[:, None]  # (B, T, S)
+        return (same & causal_mask(T, S, tokens.device))[:, None]
+
+
 class Attention(nn.Module):
     """Causal self-attention (Vaswani et al. 2017, section 3.2), with K <= H key heads (Ainslie et al. 2023, GQA)."""
 
@@ -114,8 +149,11 @@ class Attention(nn.Module):
         self.k_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
         self.rotate = POSITIONS[config.positions][1](config)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        """What each position gathers from itself and those before it: (B, T, D) -> (B, T, D)."""
+    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None = None) -> Tensor:
+        """What each position gathers from those that it may look at: (B, T, D) -> (B, T, D).
+
+        mask: True where a query may look at a key; None means itself and all before it, with no cached keys.
+        """
         B, T, D = x.shape
         start = cache.length(self.layer) if cache else 0
         q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, d)
@@ -128,20 +166,13 @@ class Attention(nn.Module):
             q,
             k,
             v,
-            attn_mask=causal_mask(T, k.size(2), x.device) if start else None,
-            is_causal=not start,
+            attn_mask=mask,
+            is_causal=mask is None,
             dropout_p=self.dropout if self.training else 0.0,
             enable_gqa=self.grouped,
         )  # (B, H, T, d)
         output: Tensor = self.o_proj(x.transpose(1, 2).reshape(B, T, D))
         return output
-
-
-def causal_mask(T: int, S: int, device: torch.device) -> Tensor:
-    """(T, S), True where query t may look at key s."""
-    # is_causal=True aligns the triangle with the first key. With S > T cached keys the last query must
-    # meet the last key, so the diagonal moves by S - T.
-    return torch.ones(T, S, dtype=torch.bool, device=device).tril(diagonal=S - T)
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -201,9 +232,9 @@ class Block(nn.Module):
         self.mlp = MLPS[config.mlp](config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), cache))
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask, cache))
         output: Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
         return output
 
@@ -217,6 +248,7 @@ class LanguageModel(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.embed_dim)
         self.positions = POSITIONS[config.positions][0](config)
         self.dropout = nn.Dropout(config.dropout)
+        self.mask = CausalMask() if config.document_start is None else DocumentMask(config.document_start)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = make_norm(config, config.embed_dim)
         self.lm_head = nn.Linear(config.embed_dim, config.vocab_size, bias=False)
@@ -255,8 +287,9 @@ class LanguageModel(nn.Module):
                 "the most this model can look at. Pass only the last ones."
             )
         x = self.dropout(self.positions(self.embedding(tokens), start))
+        mask = self.mask(tokens, cache)
         for block in self.blocks:
-            x = block(x, cache)
+            x = block(x, mask, cache)
         output: Tensor = self.norm(x)
         return output
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
 import time
@@ -21,7 +22,7 @@ from slm.model.loss import WithLoss
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # bf16 loses digits, and a choice on the edge could change from run to run: it must be clearly faster on a CPU.
 _WORTH_IT = 1.5
-_PROBES, _PROBE_POSITIONS = 4, 1024
+_PROBES, _PROBE_POSITIONS = 4, 512
 
 
 @dataclass(frozen=True)
@@ -143,11 +144,14 @@ def _bf16_gain(with_loss: WithLoss, tokens: Tensor, targets: Tensor) -> float:
         loss.backward()
         return time.perf_counter() - start
 
-    # In turn, so that a machine that gets busy slows both.
-    times = [(seconds(False), seconds(True)) for _ in range(_PROBES)]
+    fp32 = bf16 = math.inf
+    for _ in range(_PROBES):  # in turn, so that a machine that gets busy slows both
+        fp32, bf16 = min(fp32, seconds(False)), min(bf16, seconds(True))
+        if bf16 > fp32:  # although the first round of fp32 paid for warming up: no need to look again
+            break
     with_loss.zero_grad(set_to_none=True)
     with_loss.train(was_training)
-    return min(fp32 for fp32, _ in times) / min(bf16 for _, bf16 in times)
+    return fp32 / bf16
 
 
 def estimate_memory(model: ModelConfig, micro_batch_size: int, batch_positions: int) -> int:
@@ -159,6 +163,8 @@ def estimate_memory(model: ModelConfig, micro_batch_size: int, batch_positions: 
     positions = micro_batch_size * batch_positions
     per_layer = 10 * model.embed_dim + 4 * model.hidden_dim
     activations = positions * (model.num_layers * per_layer + 4 * model.embed_dim + 4 * model.vocab_size)
+    if model.document_start is not None:  # each layer keeps its mask
+        activations += model.num_layers * positions * batch_positions
     angles = 2 * model.num_layers * model.max_seq_len * model.head_dim if model.positions == "rope" else 0
     return 4 * (5 * model.num_parameters + activations + angles)
 

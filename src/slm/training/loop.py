@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from slm.config import IGNORE_INDEX, TrainConfig, UserError
-from slm.data.batches import Batches, stream_seed
+from slm.data.batches import Batches, in_order, stream_seed
+from slm.data.dataset import TextDataset
 from slm.data.tokenizer import Tokenizer
 from slm.metrics.evaluate import evaluate, evaluation_batch_size
 from slm.model.loss import WithLoss
@@ -111,6 +112,28 @@ def resolve(config: TrainConfig, batches: Batches, val_dataset: Dataset[Any], ma
     )
 
 
+def check_ids(model: nn.Module, dataset: Dataset[Any], name: str, batch_size: int) -> None:
+    """Raises UserError for an id outside the model's vocabulary, anywhere in a TextDataset, else among the first items.
+
+    A model that has no config.vocab_size knows its own limits.
+    """
+    vocab_size = getattr(getattr(model, "config", None), "vocab_size", None)
+    if not isinstance(vocab_size, int) or not len(dataset):  # type: ignore[arg-type]
+        return
+    if isinstance(dataset, TextDataset):
+        low, high = dataset.id_range()
+    else:
+        tokens, targets = next(in_order(dataset, batch_size))
+        ids = torch.cat((tokens.flatten().long(), targets[targets != IGNORE_INDEX].long()))
+        low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocab_size:
+        larger_model = "" if low < 0 else f", or make a model with vocab_size = {high + 1}"
+        raise UserError(
+            f"the ids of the {name} dataset go from {low} to {high}: must be 0 or above and below the model's "
+            f"vocab_size = {vocab_size}. Encode the text with the model's own tokenizer{larger_model}."
+        )
+
+
 def train_and_evaluate(
     model: nn.Module,
     train_dataset: Dataset[Any],
@@ -133,6 +156,8 @@ def train_and_evaluate(
     """
     config = config or TrainConfig()
     batches = Batches(train_dataset, config.batch_size, config.seed)
+    check_ids(model, train_dataset, "training", config.batch_size)
+    check_ids(model, val_dataset, "validation", config.batch_size)
     model.to(choose_device(config.device)[0])
     machine = choose_machine(config, model, next(batches.epoch(0)))
     config = resolve(config, batches, val_dataset, machine)

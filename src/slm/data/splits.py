@@ -1,0 +1,312 @@
+"""Settings -> the training and validation datasets of a run: from text, prepared data, token ids, or dummy tokens."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slm.config import DataConfig, UserError
+from slm.data import cache
+from slm.data.dataset import TextDataset
+from slm.data.formats import is_token_file, open_tokens
+from slm.data.prepare import EVALUATED_TOKENS, Job, Prepared, Progress, absolute, open_prepared
+from slm.data.shards import MANIFEST, PROGRESS, SHARD_NAME, TOKENIZER, check_shards, read_manifest
+from slm.data.sources import BUILT_IN, check_name, find_files
+from slm.data.tokenizer import TOKENIZERS, Tokenizer, make_tokenizer
+from slm.data.tokens import Tokens
+from slm.storage import files
+
+DUMMY_TOKENS = 10_000
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """What training needs of the data, and what the header tells of it."""
+
+    train_dataset: TextDataset
+    val_dataset: TextDataset
+    tokenizer: Tokenizer | None  # None for the dummy data and for token ids
+    vocab_size: int
+    fingerprint: str
+    name: str
+    split: str  # how the validation part was chosen, in words
+    num_bytes: int = 0  # of the text
+    found: tuple[str, ...] = ()  # what was read and what was skipped, in words
+    kept: str = "in memory"  # where the tokens lie
+    several_documents: bool = False  # with a token between them
+    prepared_with: Mapping[str, Any] = field(default_factory=dict)  # by slm-prepare: those fields of DataConfig
+    source_bits_per_byte: float | None = None  # the entropy of the validation text, where it is known
+
+
+def load_data(
+    config: DataConfig,
+    given: Any,
+    *,
+    vocab_size: int,
+    max_seq_len: int,
+    seed: int,
+    recheck: bool,
+    asked: Container[str],
+    on_progress: Progress,
+) -> PreparedData:
+    """The datasets of config.data, or of `given` where that is not None: texts or token ids from Python.
+
+    asked: the names of settings that somebody set. Raises UserError where there is too little text.
+    """
+    if given is not None:
+        ids, texts = _ids_or_texts(given)
+        if ids is not None:
+            rows, val_rows = Tokens([ids]), _val_rows(config, on_progress)
+            name = "token ids from Python"
+            return _from_ids(rows, val_rows, config, max_seq_len, vocab_size, asked, name)
+        return _from_text(config, texts, vocab_size, max_seq_len, recheck, on_progress)
+    if config.data in (None, ("dummy",)):
+        return _dummy_data(config, vocab_size, max_seq_len, seed)
+    names = config.data or ()
+    for name in names:
+        check_name(name)
+    if (prepared := _prepared_folder(names, config, vocab_size, asked, recheck, on_progress)) is not None:
+        settings = {name: value for name, value in prepared.about["settings"].items() if name != "vocab_size"}
+        data = _from_prepared(prepared, max_seq_len, replace(config, **settings))
+        return replace(data, prepared_with=settings)
+    if (found := _token_rows(names, on_progress)) is not None:
+        val_rows = _val_rows(config, on_progress)
+        return _from_ids(found, val_rows, config, max_seq_len, vocab_size, asked, ", ".join(names))
+    return _from_text(config, None, vocab_size, max_seq_len, recheck, on_progress)
+
+
+def _from_text(
+    config: DataConfig,
+    texts: Iterable[str] | None,
+    vocab_size: int,
+    max_seq_len: int,
+    recheck: bool,
+    on_progress: Progress,
+) -> PreparedData:
+    job = Job(config, texts, vocab_size=vocab_size, recheck=recheck, on_progress=on_progress)
+    return _from_prepared(job.run(), max_seq_len, config)
+
+
+def _from_prepared(prepared: Prepared, max_seq_len: int, config: DataConfig) -> PreparedData:
+    about = prepared.about
+    train, val = (
+        _dataset(tokens, max_seq_len, part, config, about["start_id"])
+        for tokens, part in ((prepared.train, "training"), (prepared.val, "validation"))
+    )
+    return PreparedData(
+        train_dataset=train,
+        val_dataset=val,
+        tokenizer=prepared.tokenizer,
+        vocab_size=prepared.tokenizer.vocab_size,
+        fingerprint=prepared.fingerprint,
+        name=about["name"],
+        split=about["split"],
+        num_bytes=about["num_bytes"],
+        found=tuple(about["found"]),
+        kept=prepared.folder or "in memory",
+        several_documents=about["documents"][0] > 1 and prepared.tokenizer.end_id is not None,
+        source_bits_per_byte=about["source_bits_per_byte"],
+    )
+
+
+def _dataset(
+    tokens: Tokens | Tensor, max_seq_len: int, part: str, config: DataConfig, start_id: int | None = None
+) -> TextDataset:
+    if len(tokens) < 2:
+        raise UserError(
+            f"the {part} part of the text has {len(tokens)} token{'s' * (len(tokens) != 1)}: at least 2 are needed, "
+            f"one to look at and one to predict. Give more text, another --val_fraction (now {config.val_fraction}), "
+            "or --val_data."
+        )
+    most = EVALUATED_TOKENS if part == "validation" else None
+    return TextDataset(tokens, max_seq_len, start_id=start_id, max_targets=most)
+
+
+def _dummy_data(config: DataConfig, vocab_size: int, max_seq_len: int, seed: int) -> PreparedData:
+    if config.val_data is not None:
+        raise UserError(
+            f"val_data = {', '.join(config.val_data)}: the dummy data has its own validation part; set data too."
+        )
+    tokens = torch.randint(0, vocab_size, (DUMMY_TOKENS,), generator=torch.Generator().manual_seed(seed))
+    cut = int(DUMMY_TOKENS * (1 - config.val_fraction))
+    return PreparedData(
+        train_dataset=_dataset(tokens[:cut], max_seq_len, "training", config),
+        val_dataset=_dataset(tokens[cut:], max_seq_len, "validation", config),
+        tokenizer=None,
+        vocab_size=vocab_size,
+        fingerprint=f"dummy {seed} {vocab_size}",
+        name="dummy",
+        split=f"the last {100 * config.val_fraction:.3g} %",
+    )
+
+
+def _prepared_folder(
+    names: tuple[str, ...],
+    config: DataConfig,
+    vocab_size: int,
+    asked: Container[str],
+    recheck: bool,
+    on_progress: Progress,
+) -> Prepared | None:
+    """What slm-prepare left in the one folder or URL that is named; None where that is something else."""
+    name = names[0]
+    if len(names) > 1 or name.partition(":")[0] in BUILT_IN or not files.is_folder(name):
+        return None
+    manifest = read_manifest(name)
+    if manifest is None:
+        found = files.list_names(name)
+        if PROGRESS in found or (TOKENIZER in found and any(map(SHARD_NAME.fullmatch, found))):
+            raise UserError(
+                f"{name} is an unfinished preparation: {MANIFEST} is missing. Run the same slm-prepare again."
+            )
+        return None
+    _check_settings(name, manifest, config, vocab_size, asked)
+    folder = name
+    if files.is_remote(name):
+        on_progress(f"fetching {name}", 0, None)
+        folder = cache.local_folder(name, manifest, lambda: on_progress("waiting for another process", 0, None))
+    elif recheck:
+        check_shards(folder, manifest)
+    return open_prepared(folder)
+
+
+def _check_settings(
+    name: str, manifest: dict[str, Any], config: DataConfig, vocab_size: int, asked: Container[str]
+) -> None:
+    """Raises UserError where somebody asks for something else than what the data was prepared with."""
+    mine: dict[str, Any] = {
+        "tokenizer": absolute(config.tokenizer),
+        "val_fraction": config.val_fraction,
+        "text_field": config.text_field,
+        "split_documents_on": config.split_documents_on,
+        "val_data": list(map(absolute, config.val_data or ())) or None,
+    }
+    # The other tokenizers have the size they need; a repeated run asks for the size that was reached.
+    if manifest["settings"]["tokenizer"] == "bpe" and vocab_size != manifest["vocab_size"]:
+        mine["vocab_size"] = vocab_size
+    for setting, value in mine.items():
+        prepared = manifest["settings"][setting]
+        if setting in asked and value != prepared:
+            raise UserError(
+                f"{setting} = {value!r}, but {name} was prepared with {setting} = {prepared!r}. Leave {setting} out, "
+                "or prepare the data anew."
+            )
+
+
+def _val_rows(config: DataConfig, on_progress: Progress) -> Tokens | None:
+    """The token ids of --val_data; None where it is not given. Raises UserError where it names text."""
+    if config.val_data is None:
+        return None
+    rows = _token_rows(config.val_data, on_progress)
+    if rows is None:
+        raise UserError(
+            f"val_data = {', '.join(config.val_data)}: the data is token ids, so this must name token ids too, in "
+            ".npy or .bin files."
+        )
+    return rows
+
+
+def _token_rows(names: tuple[str, ...], on_progress: Progress) -> Tokens | None:
+    """The ids of token files joined in the order of their names; None where the sources are text."""
+    if not any(is_token_file(name) or files.is_folder(name) or set(name) & set("*?[") for name in names):
+        return None
+    if any(name.partition(":")[0] in BUILT_IN for name in names):
+        return None
+    found = [file for name in names for file in find_files(name)]
+    if not found or not all(is_token_file(file.path) for file in found):
+        return None
+    waiting = "waiting for another process that downloads the same file"
+    local = [cache.local_copy(file, lambda: on_progress(waiting, 0, None)) for file in found]
+    return Tokens([open_tokens(path) for path in local])
+
+
+def _from_ids(
+    rows: Tokens,
+    val_rows: Tokens | None,
+    config: DataConfig,
+    max_seq_len: int,
+    vocab_size: int,
+    asked: Container[str],
+    name: str,
+) -> PreparedData:
+    """Token ids that somebody else made: the tokenizer.json that --tokenizer names reads and writes them."""
+    tokenizer = None
+    if "tokenizer" in asked:
+        if config.tokenizer in TOKENIZERS:
+            raise UserError(
+                f"tokenizer = {config.tokenizer!r}, but the data is token ids: name the tokenizer.json that made "
+                "them, or leave --tokenizer out."
+            )
+        tokenizer = make_tokenizer(config.tokenizer, [], vocab_size)
+    if not len(rows):
+        raise UserError(f"{name} is empty: there is no token to learn from.")
+    largest = max(one.id_range()[1] for one in (rows, val_rows) if one is not None)
+    size = tokenizer.vocab_size if tokenizer else vocab_size if "vocab_size" in asked else largest + 1
+    if largest >= size:
+        raise UserError(
+            f"{name} holds the id {largest}, but the vocabulary has {size} tokens, 0 to {size - 1}. Give the "
+            "tokenizer.json or the --vocab_size that the ids were made with (a .bin file is read as uint16, "
+            "a .u32.bin file as uint32)."
+        )
+    cut = int(len(rows) * (1 - config.val_fraction))
+    train, val = (rows, val_rows) if val_rows is not None else (rows.part(0, cut), rows.part(cut, len(rows)))
+    split = f"all of {', '.join(config.val_data or ())}" if val_rows else f"the last {100 * config.val_fraction:.3g} %"
+    return PreparedData(
+        train_dataset=_dataset(train, max_seq_len, "training", config),
+        val_dataset=_dataset(val, max_seq_len, "validation", config),
+        tokenizer=tokenizer,
+        vocab_size=max(size, 2),
+        fingerprint=_fingerprint(train, val),
+        name=name,
+        split=split,
+    )
+
+
+def _fingerprint(*rows: Tokens) -> str:
+    """A SHA-256 over lengths and about a million evenly spread ids of each row, for a huge file takes long to read."""
+    digest = hashlib.sha256()
+    for row in rows:
+        starts = np.linspace(0, max(len(row) - 1, 0), num=1024).astype(np.int64)
+        digest.update(len(row).to_bytes(8, "little") + row.windows(starts, 1024).tobytes())
+    return digest.hexdigest()
+
+
+def _ids_or_texts(given: Any) -> tuple[np.ndarray[Any, Any] | None, Any]:
+    """Token ids as an array, or texts as they are; one of the two is None."""
+    if isinstance(given, Tensor):
+        given = given.detach().cpu().to(torch.float32 if given.is_floating_point() else given.dtype).numpy()
+    if isinstance(given, np.ndarray):
+        if given.ndim == 1 and given.dtype.kind in "iu":
+            return given, None
+        if given.dtype.kind not in "OUS":
+            raise UserError(
+                f"data is an array of shape {given.shape} and type {given.dtype}: token ids are one row of integers."
+            )
+        return None, given
+    if isinstance(given, str | bytes | bytearray) or not isinstance(given, Iterable):
+        return None, given
+    if iter(given) is not given:  # it can be read again
+        return (_integers(given), None) if _is_id(next(iter(given), None)) else (None, given)
+    items = iter(given)
+    looked_at = list(islice(items, 1))
+    rest = chain(looked_at, items)
+    return (_integers(rest), None) if looked_at and _is_id(looked_at[0]) else (None, rest)
+
+
+def _is_id(item: Any) -> bool:
+    return isinstance(item, int | np.integer) and not isinstance(item, bool)
+
+
+def _integers(items: Iterable[Any]) -> np.ndarray[Any, Any]:
+    items = list(items)
+    for index, item in enumerate(items):
+        if not _is_id(item):
+            raise UserError(f"item {index} of data is a {type(item).__name__}, after {index} token ids: ids or texts.")
+    return np.array(items, dtype=np.int64)

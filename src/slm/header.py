@@ -1,0 +1,103 @@
+"""What a run is about to do and why, row by row, and what is worth a warning beforehand."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+from slm.config import ModelConfig, TrainConfig
+from slm.data.splits import PreparedData
+from slm.settings import Settings
+from slm.training.device import Machine
+
+FEW_STEPS = 100
+MANY_EPOCHS = 10  # up to 4 passes learn nearly as much as new text would, beyond about 16 little (Muennighoff 2023)
+SEEN_OFTEN = 50  # times that an entry of the vocabulary should occur in the training text, on average
+
+
+def header(
+    settings: Settings,
+    data: PreparedData,
+    model: ModelConfig,
+    config: TrainConfig,
+    machine: Machine,
+    steps_per_epoch: int,
+    memory: int,
+) -> dict[str, str]:
+    """The choices of a run, by name of the row."""
+    total_steps = config.max_steps or 0
+    positions = config.batch_size * data.train_dataset.window
+    epochs = total_steps / steps_per_epoch
+    rows = {
+        "data": data.name + (f": {'; '.join(data.found)}" if data.found else ""),
+        "tokens": _tokens(data, model),
+        "validation": _validation(data),
+        "tokenizer": f"{settings.data.tokenizer}, vocabulary {model.vocab_size:,}" if data.tokenizer else "none",
+        "model": f"{model.num_layers} layers x {model.embed_dim}, {model.num_parameters:,} parameters, "
+        f"windows of {model.max_seq_len}",
+        "machine": machine.why,
+        "memory": f"about {memory / 1e9:.2f} GB",
+        "steps": f"{total_steps:,} of {positions:,} tokens: {epochs:.3g} epochs of {steps_per_epoch:,} steps",
+        "saved in": settings.options.model_dir or "memory only; run.save(path) writes it",
+    }
+    if data.source_bits_per_byte:
+        rows["yardstick"] = (
+            f"the source's entropy is {data.source_bits_per_byte:.3f} bits per byte: on average no model can do better"
+        )
+    return rows
+
+
+def _tokens(data: PreparedData, model: ModelConfig) -> str:
+    per_epoch = f"{len(data.train_dataset.tokens):,} per epoch"
+    if data.name == "dummy":
+        expected = math.log(model.vocab_size)
+        return f"{per_epoch}, random, which nobody can learn: expect a loss of ln({model.vocab_size}) = {expected:.3f}"
+    if not data.tokenizer or not data.num_bytes:
+        return per_epoch
+    num_tokens = len(data.train_dataset.tokens) + len(data.val_dataset.tokens)
+    return f"{per_epoch}, {data.num_bytes / num_tokens:.2f} bytes each; kept {data.kept}"
+
+
+def _validation(data: PreparedData) -> str:
+    dataset = data.val_dataset
+    text = f"{data.split}: {len(dataset.tokens):,} tokens"
+    if dataset.max_targets is not None and dataset.num_targets > dataset.max_targets:
+        which = "the first whole documents" if dataset.start_id is not None else "spread evenly"
+        text += f", of which evaluations always read the same {dataset.max_targets:,} ({which})"
+    return text
+
+
+def warn(settings: Settings, data: PreparedData, config: TrainConfig, steps_per_epoch: int) -> None:
+    """Warns of a plan that will hardly learn what its owner hopes for."""
+    for told in _worries(settings, data, config, (config.max_steps or 0) / steps_per_epoch):
+        warnings.warn(told, stacklevel=3)
+
+
+def _worries(settings: Settings, data: PreparedData, config: TrainConfig, epochs: float) -> list[str]:
+    worries = []
+    for part, dataset in (("training", data.train_dataset), ("validation", data.val_dataset)):
+        if dataset.window < settings.model.max_seq_len:
+            worries.append(
+                f"the {part} part has only {len(dataset.tokens)} tokens: its windows are shortened from "
+                f"{settings.model.max_seq_len} to {dataset.window}."
+            )
+    if not data.tokenizer:
+        return worries
+    if (config.max_steps or 0) < FEW_STEPS:
+        worries.append(
+            f"only {config.max_steps} steps: too few to learn much. Raise --epochs or --max_steps, or lower "
+            f"--batch_size (now {config.batch_size})."
+        )
+    if epochs > MANY_EPOCHS:
+        worries.append(
+            f"the plan reads the text {epochs:.0f} times; beyond a few times it is learned by heart rather than "
+            "understood. More text, fewer steps, or --dropout 0.1 help."
+        )
+    num_tokens = len(data.train_dataset.tokens)
+    if settings.data.tokenizer == "bpe" and num_tokens < SEEN_OFTEN * data.vocab_size:
+        worries.append(
+            f"the vocabulary of {data.vocab_size:,} is large for a text of {num_tokens:,} tokens: an entry occurs "
+            f"{num_tokens / data.vocab_size:.0f} times on average. A smaller --vocab_size, or --tokenizer char, learns "
+            "more."
+        )
+    return worries

@@ -1,0 +1,105 @@
+"""The page "Your data": each of its commands trains on a file of that format, and each of its Python lines runs."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL, make_text
+
+import slm
+from slm.cli import prepare as cli_prepare
+from slm.cli import train as cli_train
+
+PAGE = (Path(__file__).parent.parent / "docs" / "your-data.md").read_text(encoding="utf-8").replace("\\|", "|")
+TRAIN = re.findall(r"`(slm-train [^`]*)`", PAGE)
+FLAGS = [f"--{name}={value}" for name, value in SMALL.items() if name not in ("quiet", "tokenizer", "max_steps")]
+SHORT = [*FLAGS, "--max_steps=2", "--quiet", "--model_dir=run"]
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file that the page names, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLM_CACHE", str(tmp_path / "cache"))
+    text = make_text(400)
+    rows = [line for line in text.splitlines() if line]
+    for name in ("book.txt", "one.txt", "two.txt", "train.txt", "val.txt", "notes/a.md", "notes/b/c.md"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(text)
+    Path("book.txt.gz").write_bytes(gzip.compress(text.encode()))
+    Path("stories.txt").write_text("\n<|endoftext|>\n".join(rows))
+    Path("posts.jsonl").write_text("".join(json.dumps({"id": 1, "body": row}) + "\n" for row in rows))
+    Path("reviews.csv").write_text("stars,review\n" + "".join(f'5,"{row}, ""so"""\n' for row in rows))
+    Path("messages.tsv").write_text("".join(f'ham\t"{row}\n' for row in rows))
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"body": rows}), "posts.parquet")
+    ids = np.frombuffer(text.encode(), np.uint8)
+    np.save("train.npy", ids)
+    np.save("val.npy", ids[:200])
+    ids.astype("<u2").tofile("train.bin")
+    ids.astype("<u4").tofile("train.u32.bin")
+    Path("tokenizer.json").write_text(slm.make_tokenizer("bpe", [text], 300).to_json())
+
+
+def run(command: str) -> int:
+    """The exit code of a command of the page, with sizes that train in a moment."""
+    program, *arguments = shlex.split(command.split("  #")[0])
+    if program == "slm-prepare":
+        return cli_prepare.main([*arguments, "--quiet"] if "--data" in arguments else arguments)
+    vocabulary = [] if "--vocab_size" in arguments or ".bin" in command or ".npy" in command else ["--vocab_size=300"]
+    return cli_train.main([*arguments, *vocabulary, *SHORT])
+
+
+def test_the_page_has_a_command_for_each_format() -> None:
+    for ending in (".txt", ".md", ".gz", ".jsonl", ".csv", ".tsv", ".parquet", ".npy", ".bin", ".u32.bin"):
+        assert any(ending in command for command in TRAIN), ending
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("command", [one for one in TRAIN if not re.search("stories$|python$", one)])
+def test_each_command_of_the_page_trains(command: str) -> None:
+    assert run(command) == 0
+    assert Path("run/model.pt").exists()
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_commands_on_preparing_work_in_their_order(capsys: pytest.CaptureFixture[str]) -> None:
+    block = next(block for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) if "slm-prepare" in block)
+    for line in block.splitlines():
+        assert run(line.replace("--data book.txt", "--data book.txt --vocab_size 300")) == 0
+    assert "1 removed" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_python_of_the_page_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, short = slm.train, {**SMALL, "max_steps": 2}
+    del short["tokenizer"]
+
+    def train_shortly(data: Any, **settings: Any) -> slm.Run:
+        return train(data, **{**short, **settings})
+
+    monkeypatch.setattr(slm, "train", train_shortly)
+    names: dict[str, Any] = {
+        "slm": slm,
+        "Path": Path,
+        "dataset": {"text": ["one document", "and another one"] * 20},
+        "token_ids": torch.arange(200) % 50,
+    }
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    for block in blocks:
+        if "class Reversed" not in block:  # a longer training
+            exec(block, names)
+    assert Path("runs/ids/model.pt").exists()

@@ -1,0 +1,383 @@
+"""Laws of prepared folders: they train as their text does, are never used by halves, and never replace anything."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SMALL, make_text
+
+import slm
+from slm.config import IGNORE_INDEX, DataConfig, UserError
+from slm.data import prepare as prepare_module
+from slm.data import splits, survey
+from slm.data.prepare import Prepared, open_prepared, prepare
+from slm.data.shards import MANIFEST, PROGRESS, TOKENIZER
+from slm.data.splits import PreparedData, load_data
+from slm.data.stories import stories
+from slm.settings import as_settings, layered
+from slm.storage import files
+
+pytestmark = pytest.mark.filterwarnings("ignore:only . steps", "ignore:the plan reads", "ignore:the vocabulary of")
+SIZES = {**SMALL, "max_steps": 3}
+SIZES_ALONE = {name: value for name, value in SIZES.items() if name != "tokenizer"}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLM_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text(make_text(800))
+    return tmp_path
+
+
+def states(folder: str | Path) -> dict[str, tuple[int, bytes]]:
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in Path(folder).iterdir()}
+
+
+def loaded(data: Any, **keys: Any) -> PreparedData:
+    """What training gets."""
+    keys, given = as_settings(data, keys)
+    settings = layered(keys, "keyword")
+    return load_data(
+        settings.data,
+        given,
+        vocab_size=settings.model.vocab_size,
+        max_seq_len=16,
+        seed=0,
+        recheck=settings.options.recheck,
+        asked=settings.origins,
+        on_progress=lambda *_: None,
+    )
+
+
+def test_training_on_a_prepared_folder_is_training_on_its_text(here: Path) -> None:
+    folder = prepare("text.txt", tokenizer="char", out="out")
+    (here / "text.txt").rename(here / "gone.txt")
+    one, two = slm.train(folder, **SIZES_ALONE), slm.train("gone.txt", **SIZES)
+    assert one.metrics["val_loss"] == two.metrics["val_loss"]
+    assert one.made_with == two.made_with
+    assert one.generate("the", seed=1) == two.generate("the", seed=1)
+
+
+def test_a_run_on_a_prepared_folder_can_be_repeated(here: Path) -> None:
+    prepare("text.txt", tokenizer="char", val_fraction=0.2, out="out")
+    first = slm.train("out", **SIZES_ALONE, model_dir="first")
+    assert first.resolved["tokenizer"] == "char"
+    second = slm.train(repeat="first", model_dir="second", quiet=True)
+    assert second.metrics["val_loss"] == first.metrics["val_loss"]
+
+
+def test_a_fingerprint_is_that_of_text_split_and_tokenizer(here: Path) -> None:
+    for name in ("val.txt", "other.txt"):
+        (here / name).write_text("the cat sees a dog\n" * 5)
+
+    def fingerprint(data: Any = "text.txt", **keys: Any) -> str:
+        return loaded(data, **{"tokenizer": "char", **keys}).fingerprint
+
+    same = {fingerprint(), fingerprint(Path("text.txt")), fingerprint([(here / "text.txt").read_text()])}
+    same |= {fingerprint(prepare("text.txt", tokenizer="char", out="out"), tokenizer="char")}
+    assert len(same) == 1
+    with_val = {fingerprint(val_data=name) for name in ("val.txt", "other.txt", str(here / "val.txt"))}
+    assert len(with_val) == 1
+    others = [fingerprint(val_fraction=0.2), fingerprint(tokenizer="byte"), fingerprint("val.txt")]
+    assert len({*same, *with_val, *others}) == 5
+
+
+def test_an_out_that_is_there_and_the_same_is_left_as_it_is(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert prepare("text.txt", tokenizer="char", out="out") == "out"
+    before = states("out")
+    monkeypatch.setattr(prepare_module, "take_survey", None)
+    assert prepare(str(here / "text.txt"), tokenizer="char", out=here / "out") == str(here / "out")
+    assert states("out") == before
+
+
+@pytest.mark.parametrize("data", ["text.txt", ["a text from Python. " * 40]], ids=["file", "Python"])
+@pytest.mark.parametrize("recheck", [False, True])
+def test_an_out_that_was_prepared_otherwise_is_refused(data: Any, recheck: bool) -> None:
+    prepare(data, tokenizer="char", out="out")
+    before = states("out")
+    for change in ({"tokenizer": "byte"}, {"tokenizer": "char", "val_fraction": 0.3}):
+        with pytest.raises(UserError, match=r"out holds data prepared .* nothing was changed"):
+            prepare(data, **change, out="out", recheck=recheck)
+    with pytest.raises(UserError, match="nothing was changed"):
+        prepare(["another text. " * 40], tokenizer="char", out="out", recheck=recheck)
+    assert states("out") == before
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", TOKENIZER, ".hidden", "train-00000.bin"])
+def test_an_out_that_holds_anything_else_is_refused_before_the_text_is_read(
+    here: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "out").mkdir()
+    (here / "out" / name).write_text("mine")
+    before = states("out")
+    monkeypatch.setattr(prepare_module, "take_survey", None)
+    with pytest.raises(files.ExistsError, match="out is not empty"):
+        prepare("text.txt", out="out")
+    assert states("out") == before
+
+
+def test_an_empty_out_is_as_good_as_a_new_one_and_a_file_is_none(here: Path) -> None:
+    (here / "out").mkdir()
+    prepare("text.txt", tokenizer="char", out=here / "out")
+    assert MANIFEST in states("out")
+    with pytest.raises(files.StorageError, match=r"text\.txt"):
+        prepare("text.txt", tokenizer="char", out="text.txt")
+    assert (here / "text.txt").read_text() == make_text(800)
+
+
+def test_no_public_name_of_the_data_turns_into_a_module_once_that_is_loaded() -> None:
+    for name in slm.data.__all__:
+        importlib.import_module(f"slm.data.{slm.data._HOMES[name]}")
+        assert not isinstance(getattr(slm.data, name), types.ModuleType), name
+    assert slm.prepare is prepare
+
+
+def test_texts_that_cannot_be_prepared_are_refused() -> None:
+    for data in (None, "dummy"):
+        with pytest.raises(UserError, match="dummy"):
+            prepare(data)
+    with pytest.raises(UserError, match="text 0 of data is a int"):
+        prepare([1, 2, 3])
+
+
+def _unfinished(folder: Path) -> None:
+    def die(what: str, done: int, total: int | None) -> None:
+        if what == "tokenizing":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare("text.txt", tokenizer="char", out=folder, on_progress=die)
+
+
+def _without_manifest(folder: Path) -> None:
+    prepare("text.txt", tokenizer="char", out=folder)
+    (folder / MANIFEST).unlink()
+
+
+def _broken_manifest(folder: Path) -> None:
+    prepare("text.txt", tokenizer="char", out=folder)
+    (folder / MANIFEST).write_text("{")
+
+
+@pytest.mark.parametrize("leave", [_unfinished, _without_manifest, _broken_manifest])
+def test_half_a_preparation_is_never_trained_on(here: Path, leave: Callable[[Path], None]) -> None:
+    leave(here / "out")
+    for data in ("out", str(here / "out"), "out/"):
+        with pytest.raises(UserError, match="slm-prepare"):
+            slm.train(data, **SIZES_ALONE)
+    with pytest.raises(UserError, match="slm-prepare"):
+        open_prepared("out")
+
+
+CONTRADICTIONS = {
+    "tokenizer": "char",
+    "vocab_size": 290,
+    "val_fraction": 0.2,
+    "text_field": "content",
+    "split_documents_on": "\n",
+    "val_data": "text.txt",
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_a_setting_that_contradicts_a_prepared_folder_is_refused_with_both(here: Path, name: str) -> None:
+    prepare("text.txt", vocab_size=270, out="out")
+    with pytest.raises(UserError, match=f"{name} = .*prepared with {name} = "):
+        slm.train("out", **{**SIZES_ALONE, name: CONTRADICTIONS[name]})
+
+
+def test_a_text_given_as_a_path_is_no_folder() -> None:
+    for text in ("To be,\nor not to be", "word " * 500):
+        with pytest.raises(UserError, match="literal text goes in a list"):
+            loaded(text)
+    with pytest.raises(files.MissingError, match="literal text goes in a list"):
+        loaded("Who goes there?")
+
+
+def test_settings_that_agree_with_a_prepared_folder_are_welcome(here: Path) -> None:
+    (here / "val.txt").write_text(make_text(100))
+    keys: dict[str, Any] = {"vocab_size": 270, "val_data": "val.txt", "tokenizer": "bpe", "text_field": "text"}
+    prepare("text.txt", **keys, out="out")
+    data = loaded("out", **{**keys, "val_data": str(here / "val.txt")}, recheck=True)
+    assert data.vocab_size == 270
+    assert data.kept == "out"
+    prepare("text.txt", tokenizer="char", out="letters")
+    assert loaded("letters", vocab_size=300).vocab_size < 300  # a bound for bpe alone
+    assert data.name == "text.txt"
+
+
+def _by_hash() -> list[str]:
+    """Documents of which those for training have another word than those for validation."""
+    words = {False: "wonderful", True: "extraordinary"}
+    texts = [(f"{number} {word}", held_out) for number in range(400) for held_out, word in words.items()]
+    return [text for text, held_out in texts if (survey.share(text) < 0.3) == held_out]
+
+
+@pytest.mark.parametrize("case", ["hash", "cut", "val_data"])
+def test_a_vocabulary_is_learned_from_training_text_alone(here: Path, case: str) -> None:
+    (here / "val.txt").write_text("an extraordinary day\n" * 50)
+    cases: dict[str, tuple[list[str], dict[str, Any]]] = {
+        "hash": (_by_hash(), {"val_fraction": 0.3}),
+        "cut": (["a wonderful day\n" * 70 + "an extraordinary day\n" * 60], {"val_fraction": 0.53}),
+        "val_data": (["a wonderful day\n" * 100], {"val_data": "val.txt"}),
+    }
+    data, keys = cases[case]
+    loaded_data = loaded(data, tokenizer="bpe", vocab_size=300, **keys)
+    assert loaded_data.tokenizer
+    texts = [
+        loaded_data.tokenizer.decode(dataset.tokens[:].tolist())
+        for dataset in (loaded_data.train_dataset, loaded_data.val_dataset)
+    ]
+    assert ["extraordinary" in text for text in texts] == [False, True]
+    assert len(loaded_data.tokenizer.encode(" wonderful")) < 4
+    assert len(loaded_data.tokenizer.encode(" extraordinary")) > 8
+
+
+def test_val_data_is_all_that_is_validated_on_and_none_of_it_is_trained_on(here: Path) -> None:
+    for name, text in {"val.txt": "abc", "more.txt": "cab"}.items():
+        (here / name).write_text(text)
+    data = loaded("text.txt", val_data=["val.txt", "more.txt"], tokenizer="byte")
+    assert data.tokenizer
+    end = data.tokenizer.end_id
+    assert data.val_dataset.tokens[:].tolist() == [*data.tokenizer.encode("abc"), end, *data.tokenizer.encode("cab")]
+    assert data.train_dataset.tokens[:].tolist() == data.tokenizer.encode(make_text(800))
+    assert data.split == "all of 2 sources: val.txt, more.txt"
+
+
+def evaluated_stories(data: PreparedData) -> list[str]:
+    """The texts between the end tokens of what evaluations read; each must be whole."""
+    assert data.tokenizer
+    targets = [id for _, row in data.val_dataset for id in row.tolist() if id != IGNORE_INDEX]
+    texts: list[str] = []
+    held: list[int] = []
+    for id in targets:
+        if id == data.tokenizer.end_id:
+            texts.append(data.tokenizer.decode(held))
+            held = []
+        else:
+            held.append(id)
+    assert held == []
+    return texts
+
+
+@pytest.mark.parametrize("most", [500, 700, 1111, 10**6])
+@pytest.mark.parametrize("size", ["4KB", "150KB"])
+def test_the_yardstick_is_that_of_the_stories_that_are_evaluated(
+    monkeypatch: pytest.MonkeyPatch, most: int, size: str
+) -> None:
+    for module in (prepare_module, splits):
+        monkeypatch.setattr(module, "EVALUATED_TOKENS", most)
+    check_yardstick(loaded(f"stories:{size}", tokenizer="bpe", vocab_size=400, val_fraction=0.5), size == "4KB")
+
+
+@pytest.mark.parametrize("beyond", [-1, 0, 1])
+def test_a_story_counts_when_its_end_is_just_evaluated(monkeypatch: pytest.MonkeyPatch, beyond: int) -> None:
+    keys = {"data": "stories:60KB", "tokenizer": "char", "val_fraction": 0.3}
+    tokens = loaded(**keys).val_dataset.tokens
+    border = int(tokens.positions(tokens[:1][0], len(tokens))[3])
+    for module in (prepare_module, splits):
+        monkeypatch.setattr(module, "EVALUATED_TOKENS", border + beyond)
+    data = loaded(**keys)
+    assert len(evaluated_stories(data)) == (2 if beyond < 0 else 3)
+    check_yardstick(data, one_is_cut=False)
+
+
+def check_yardstick(data: PreparedData, one_is_cut: bool) -> None:
+    """The bits per byte are those of the whole stories among the targets."""
+    texts = evaluated_stories(data)
+    bits = {story.text: story.bits for story in stories(0, 160_000)}
+    whole = [text for text in texts if text in bits]
+    assert len(texts) - len(whole) <= one_is_cut  # of few stories the cut goes through one
+    expected = sum(bits[text] for text in whole) / sum(map(len, whole)) if whole else None
+    assert data.source_bits_per_byte == (pytest.approx(expected, rel=1e-12) if expected else None)
+
+
+def test_only_stories_have_a_yardstick(here: Path) -> None:
+    assert loaded("text.txt").source_bits_per_byte is None
+    assert loaded("text.txt", val_data="stories:2KB").source_bits_per_byte
+    assert loaded("stories:20KB", val_data="text.txt").source_bits_per_byte is None
+    mixed = DataConfig(data=("stories:20KB", "text.txt"), val_fraction=0.5)
+    about = prepare_module.Job(mixed, None, vocab_size=300, on_progress=lambda *_: None).run().about
+    assert sum(about["documents"]) > 30
+    assert about["source_bits_per_byte"] is None
+
+
+@pytest.mark.usefixtures("service")
+@pytest.mark.parametrize("url", ["memory://prepared/one", "gs://bucket/prepared/one"])
+def test_a_url_takes_the_tokens_and_gives_them_back(here: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if url.startswith("memory"):
+        url += f"-{here.name}"
+    uploaded: list[str] = []
+    upload = files.upload
+
+    def spy(local_path: str, target: str, *, overwrite: bool = False) -> None:
+        uploaded.append(target.rpartition("/")[2])
+        upload(local_path, target, overwrite=overwrite)
+
+    monkeypatch.setattr(files, "upload", spy)
+    assert prepare("text.txt", tokenizer="char", out=url) == url
+    assert (uploaded[0], uploaded[-1]) == (TOKENIZER, MANIFEST)
+    assert set(files.list_names(url)) == set(uploaded)
+    local = slm.train("text.txt", **SIZES)
+    monkeypatch.setenv("SLM_CACHE", str(here / "another machine"))
+    remote = slm.train(url, **SIZES_ALONE)
+    assert remote.metrics["val_loss"] == local.metrics["val_loss"]
+    assert remote.made_with == local.made_with
+    assert prepare("text.txt", tokenizer="char", out=url) == url
+    with pytest.raises(UserError, match=f"{url} holds other prepared data: nothing was changed"):
+        prepare("text.txt", tokenizer="byte", out=url)
+    assert slm.train(url, **SIZES_ALONE).metrics["val_loss"] == local.metrics["val_loss"]
+
+
+def test_an_upload_that_was_cut_off_is_not_trained_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload = files.upload
+
+    def fail(local_path: str, target: str, *, overwrite: bool = False) -> None:
+        if target.endswith("val-00000.bin"):
+            raise files.StorageError("the line is dead")
+        upload(local_path, target, overwrite=overwrite)
+
+    url = f"memory://cut-off/{here.name}"
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "upload", fail)
+        with pytest.raises(files.StorageError, match="the line is dead"):
+            prepare("text.txt", tokenizer="char", out=url)
+    with pytest.raises(UserError, match="slm-prepare"):
+        slm.train(url, **SIZES_ALONE)
+    prepare("text.txt", tokenizer="char", out=url)
+    assert slm.train(url, **SIZES_ALONE).tokenizer
+
+
+def test_a_shard_that_was_damaged_at_its_url_is_not_trained_on(here: Path) -> None:
+    url = f"memory://damaged/{here.name}"
+    prepare("text.txt", tokenizer="char", out=url)
+    shard = files.join(url, "train-00000.bin")
+    data = files.read_bytes(shard)
+    files.write_bytes(shard, b"\2" + data[1:])
+    for _ in range(2):
+        with pytest.raises(UserError, match="is damaged"):
+            slm.train(url, **SIZES_ALONE)
+    files.write_bytes(shard, data)
+    assert slm.train(url, **SIZES_ALONE).tokenizer
+
+
+def test_the_manifest_tells_what_was_read_and_with_which_settings(here: Path) -> None:
+    prepare("text.txt", tokenizer="char", out="out")
+    manifest = json.loads((here / "out" / MANIFEST).read_text())
+    text = make_text(800)
+    assert manifest["num_bytes"] == len(text)
+    assert manifest["found"] == [f"1 file, 1 document, {len(text) / 1000:.1f} KB"]
+    assert sum(manifest["tokens"]) == len(text)
+    assert manifest["split"] == "the last 10 % of the text"
+    assert manifest["settings"]["tokenizer"] == "char"
+    assert not (here / "out" / PROGRESS).exists()
+    prepared = open_prepared("out")
+    assert isinstance(prepared, Prepared)
+    assert prepared.tokenizer.decode([*prepared.train[:].tolist(), *prepared.val[:].tolist()]) == text
