@@ -261,3 +261,15 @@ def test_a_run_that_diverges_is_exit_code_2_with_advice(
 def test_generating_from_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate.main(["--model_dir", str(tmp_path / "nowhere")]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:only 12 steps")
+def test_prepared_data_needs_its_validation_text_no_more(tmp_path: Path, text_file: str) -> None:
+    val = tmp_path / "val.txt"
+    val.write_text("the cat sees the dog\n" * 20)
+    prepared, run = str(tmp_path / "prepared"), str(tmp_path / "run")
+    slm.prepare(text_file, val_data=val, tokenizer="byte", out=prepared)
+    val.unlink()
+    small = [f"--{name}={value}" for name, value in SMALL.items() if name not in ("quiet", "tokenizer")]
+    assert train.main(["--data", prepared, "--model_dir", run, "--quiet", *small]) == 0
+    assert train.main(["--repeat", run, "--model_dir", str(tmp_path / "again"), "--quiet"]) == 0

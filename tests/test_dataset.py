@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -203,6 +203,11 @@ def test_a_limit_is_at_least_one_target() -> None:
 
 START = 9
 TEXTS = st.lists(st.sampled_from([0, 1, 2, 3, START]), min_size=2, max_size=80)
+LONG_DOCUMENTS = st.builds(
+    lambda length, starts: [START if place in starts else place % 4 for place in range(length)],
+    st.integers(2, 80),
+    st.sets(st.integers(0, 79), max_size=5),
+)
 
 
 def counted(targets: Tensor) -> int:
@@ -267,17 +272,56 @@ def test_a_limit_bounds_what_is_looked_through(monkeypatch: pytest.MonkeyPatch) 
 
 
 @settings(deadline=None, max_examples=200)
-@given(ids=TEXTS, max_seq_len=st.integers(1, 30), seed=SEEDS, epoch=st.integers(0, 9))
-def test_training_windows_begin_at_the_next_document(ids: list[int], max_seq_len: int, seed: int, epoch: int) -> None:
+@given(ids=TEXTS | LONG_DOCUMENTS, max_seq_len=st.integers(1, 30), seed=SEEDS, epoch=st.integers(0, 9))
+def test_training_windows_begin_at_the_first_document_that_begins_in_them(
+    ids: list[int], max_seq_len: int, seed: int, epoch: int
+) -> None:
     aligned, plain = TextDataset(ids, max_seq_len, start_id=START), TextDataset(range(len(ids)), max_seq_len)
     tokens, targets = joined(Batches(aligned, 4, seed).epoch(epoch))
     nominal = joined(Batches(plain, 4, seed).epoch(epoch))[0][:, 0].tolist()
-    starts = [place for place in range(len(ids) - 1) if ids[place] == START]
+    starts = [place for place in range(len(ids) - 1) if place == 0 or ids[place] == START]
     for at, row, row_targets in zip(nominal, tokens, targets, strict=True):
-        place = next((start for start in starts if start >= at), starts[0] if starts else at)
+        place = next((start for start in starts if at <= start < at + aligned.window), at)
         assert row.tolist() == [ids[min(i, len(ids) - 1)] for i in range(place, place + aligned.window)]
         assert row_targets[: counted(row_targets)].tolist() == ids[place + 1 : place + 1 + aligned.window]
         assert counted(row_targets) > 0
+
+
+class Watched(TextDataset):
+    """A dataset that remembers which positions of the text it gave as targets in training."""
+
+    seen: set[int]
+
+    def windows_at(self, starts: Tensor) -> tuple[Tensor, Tensor]:
+        tokens, targets = super().windows_at(starts)
+        for start, row in zip(starts.tolist(), targets, strict=True):
+            self.seen.update(range(start + 1, start + 1 + counted(row)))
+        return tokens, targets
+
+
+@settings(deadline=None, max_examples=60)
+@given(ids=TEXTS | LONG_DOCUMENTS, max_seq_len=st.integers(1, 12))
+@example([START, *[0] * 60], 8)  # one long document
+@example([START, *[0] * 40, START, *[0] * 10], 8)
+@example([0, 0, 0, START, *[0] * 20], 8)  # tokens before the first start, fewer than a window
+@example([0] * 12 + [START, 0, 0], 8)  # and more
+@example([START, *[0] * 20, START], 8)  # the last token begins a document without targets
+@example([0] * 20, 8)
+def test_every_target_of_documents_is_trained_on_in_some_epoch(ids: list[int], max_seq_len: int) -> None:
+    dataset = Watched(ids, max_seq_len, start_id=START)
+    dataset.seen, every = set(), set(range(1, len(ids)))
+    batches = Batches(dataset, 100, 0)
+    for epoch in range(400):
+        list(batches.epoch(epoch))
+        if dataset.seen == every:
+            return
+    raise AssertionError(f"never seen: {sorted(every - dataset.seen)}")
+
+
+def test_training_never_looks_through_a_text_for_its_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tokens, "_blocks", None)
+    batches = Batches(TextDataset(np.zeros(10_000, np.uint16), 32, start_id=START), 8, 0)
+    assert len(list(batches.epoch(0))) == len(batches)
 
 
 @settings(deadline=None, max_examples=150)

@@ -298,6 +298,15 @@ def test_a_field_of_any_size_is_read(tmp_path: Path) -> None:
     assert read(write(tmp_path, "a.csv", f'text\n"{text}"\n'))[0] == [text]
 
 
+@pytest.mark.parametrize("last", ["c", "c\n", '"c"', '"c"\n', '"c\nd"\n', ""])
+def test_a_quote_of_csv_that_is_never_closed_is_told_with_its_line(tmp_path: Path, last: str) -> None:
+    rows = "text\na\nb\n"
+    expected = [last.strip().strip('"')] if last else []
+    assert read(write(tmp_path, "a.csv", rows + last))[0] == ["a", "b", *expected]
+    with pytest.raises(UserError, match=r"a\.csv:3 has a quote that is never closed"):
+        read(write(tmp_path, "a.csv", 'text\na\n"b\n' + "c\n" * 5 + last.replace('"', "")))
+
+
 def test_a_lone_carriage_return_ends_a_row_of_csv(tmp_path: Path) -> None:
     assert read(write(tmp_path, "a.csv", 'text\r"a\rb"\rc'))[0] == ["a\rb", "c"]
 

@@ -210,6 +210,14 @@ def test_what_a_server_says_is_told_apart_from_no_answer(web: str) -> None:
     assert not isinstance(silent.value, MissingError)
 
 
+def test_only_a_folder_is_one_and_a_web_page_is_not_fetched_to_find_out(root: str, web: str) -> None:
+    assert listing.is_folder(root)
+    found = listing.find(root)[0].path
+    assert not listing.is_folder(found)
+    assert not listing.is_folder(f"{root}/nothing")
+    assert not listing.is_folder(f"{web}/page")
+
+
 def test_a_bucket_means_its_objects_on_both_servers(service: None) -> None:
     files.write_bytes("gs://bucket/a.txt", b"abc")
     files.write_bytes("gs://bucket/d/b.txt", b"b")

@@ -20,6 +20,7 @@ from slm.data import sources
 from slm.data.formats import Counts
 from slm.data.sources import Corpus, read_corpus, read_texts
 from slm.storage.files import MissingError
+from slm.storage.listing import FileInfo
 
 DOCUMENTS = st.lists(st.text(max_size=30), max_size=6)
 
@@ -93,12 +94,38 @@ def test_documents_are_split_where_asked() -> None:
 def test_the_key_changes_with_the_file_and_not_with_the_way_to_name_it(here: Path) -> None:
     write("d/a.txt", "a")
     key = read_corpus("d/a.txt").key
-    assert key == read_corpus(str(here / "d" / "a.txt")).key == read_corpus("d").key == read_corpus("d/../d/*").key
+    assert key == read_corpus(str(here / "d" / "a.txt")).key
+    # What a file named itself must hold, a folder may skip: the two are not the same request.
+    assert key != read_corpus("d").key == read_corpus("d/../d/*").key
     assert json.loads(json.dumps(key)) == key
     assert key is not None
     assert key[0][:2] == [str(here / "d" / "a.txt"), 1]
     write("d/a.txt", "ab")
     assert read_corpus("d/a.txt").key != key
+
+
+def test_a_remote_file_without_a_stamp_is_known_by_its_content_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stamp, known in (("7", True), ("", False)):
+        found = [FileInfo("https://host/a.txt", 3, stamp)]
+        monkeypatch.setattr(sources.listing, "find", lambda name, found=found: found)
+        assert (read_corpus("https://host/a.txt").key is not None) == known
+
+
+def test_prepared_data_is_no_text() -> None:
+    write("notes/a.txt", "text")
+    write("notes/prep/manifest.json", "{}")
+    write("notes/prep/train-00000.bin", "ab")
+    write("notes/prep/tokenizer.json", "{}")
+    corpus = read_corpus("notes")
+    assert [chunk.text for part in range(corpus.num_parts) for chunk in corpus.chunks(part, Counts())] == ["text"]
+    for names in (("notes/prep", "notes/a.txt"), ("notes/prep/",)):
+        with pytest.raises(UserError, match=r"slm-prepare made.*can only be --data, and alone"):
+            read_corpus(names)
+
+
+def test_a_name_that_is_not_unicode_is_refused() -> None:
+    with pytest.raises(UserError, match="is not Unicode"):
+        read_corpus("a\udcff.txt")
 
 
 def test_nothing_is_read_before_it_is_asked_for() -> None:

@@ -286,3 +286,30 @@ def test_the_dummy_data_takes_no_val_data(here: Path) -> None:
     assert loaded(None).name == "dummy"
     with pytest.raises(UserError, match="dummy data has its own validation part"):
         loaded("dummy", val_data="text.txt")
+
+
+def test_a_negative_id_is_refused() -> None:
+    with pytest.raises(UserError, match="holds the id -1: token ids are 0 or above"):
+        loaded([1, 2, -1] * 200)
+
+
+def test_a_run_on_token_ids_is_repeated(here: Path) -> None:
+    written("ids.npy", IDS)
+    run = slm.train("ids.npy", model_dir="run", **SIZES)
+    again = slm.train(repeat="run", quiet=True)
+    assert again.metrics["val_loss"] == run.metrics["val_loss"]
+
+
+def test_prepared_data_is_neither_validation_text_nor_one_of_several(here: Path) -> None:
+    Path("a.txt").write_text(make_text(200))
+    slm.prepare("a.txt", out="prep", tokenizer="byte")
+    for data, keys in ((["prep", "a.txt"], {}), (["a.txt"], {"val_data": "prep"})):
+        with pytest.raises(UserError, match="slm-prepare made"):
+            slm.train([Path(name) for name in data], tokenizer="byte", **keys, **SIZES)
+
+
+def test_masks_begin_documents_where_they_are_told_to() -> None:
+    texts = [make_text(40)] * 3
+    for keys, start in (({}, 0), ({"document_start": 7}, 7)):
+        run = slm.train(texts, tokenizer="byte", mask_documents=True, **keys, **SIZES)
+        assert run.model.config.document_start == start

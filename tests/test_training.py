@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from slm.config import IGNORE_INDEX, ModelConfig, TrainConfig, UserError
 from slm.data.dataset import TextDataset
+from slm.data.tokens import Tokens
 from slm.metrics.evaluate import evaluate
 from slm.model.loss import WithLoss
 from slm.model.transformer import LanguageModel
@@ -469,6 +470,12 @@ def test_every_id_of_the_vocabulary_is_taken(id: int, place: str) -> None:
 def test_a_target_that_does_not_count_is_no_id() -> None:
     dataset = with_id(IGNORE_INDEX, "targets")
     assert train_and_evaluate(make_model(), dataset, dataset, make_config(max_steps=1)).status == "finished"
+
+
+def test_the_windows_of_documents_are_not_laid_out_for_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tokens, "positions", None)  # by which they are
+    data = TextDataset(torch.arange(400) % 7, TINY.max_seq_len, start_id=3)
+    assert train_and_evaluate(make_model(), data, make_data(100), make_config(max_steps=2)).status == "finished"
 
 
 class Wraps(Bigram):

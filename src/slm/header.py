@@ -32,7 +32,7 @@ def header(
         "data": data.name + (f": {'; '.join(data.found)}" if data.found else ""),
         "tokens": _tokens(data, model),
         "validation": _validation(data),
-        "tokenizer": f"{settings.data.tokenizer}, vocabulary {model.vocab_size:,}" if data.tokenizer else "none",
+        "tokenizer": _tokenizer(settings, data, model),
         "model": f"{model.num_layers} layers x {model.embed_dim}, {model.num_parameters:,} parameters, "
         f"windows of {model.max_seq_len}",
         "machine": machine.why,
@@ -56,6 +56,13 @@ def _tokens(data: PreparedData, model: ModelConfig) -> str:
         return per_epoch
     num_tokens = len(data.train_dataset.tokens) + len(data.val_dataset.tokens)
     return f"{per_epoch}, {data.num_bytes / num_tokens:.2f} bytes each; kept {data.kept}"
+
+
+def _tokenizer(settings: Settings, data: PreparedData, model: ModelConfig) -> str:
+    if not data.tokenizer:
+        return "none"
+    text = f"{settings.data.tokenizer}, vocabulary {model.vocab_size:,}"
+    return text if data.tokenizer.end_id is not None else f"{text}, without a token to put between documents"
 
 
 def _validation(data: PreparedData) -> str:

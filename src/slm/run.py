@@ -251,7 +251,9 @@ def _fit_model(settings: Settings, data: PreparedData) -> ModelConfig:
     model = dataclasses.replace(settings.model, vocab_size=data.vocab_size)
     if not settings.data.mask_documents:
         return model
-    start = data.tokenizer.end_id if data.tokenizer else model.document_start
+    start = model.document_start
+    if start is None and data.tokenizer:
+        start = data.tokenizer.end_id
     if start is None:
         raise UserError(
             "mask_documents = True: there is no token between documents to tell them by. Leave it out, or take "

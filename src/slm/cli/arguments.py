@@ -113,7 +113,10 @@ class Interruption:
         at_once = self.signal is not None or not self._in_steps
         self.signal = number
         if at_once:
-            print("\nstopped at once; a model.pt that is there is that of the last evaluation.", file=sys.stderr)
+            told = "at once; a model.pt that is there is that of the last evaluation"
+            if not self._in_steps:
+                told = "before the first step; the same command goes on with what it has prepared so far"
+            print(f"\nstopped {told}.", file=sys.stderr)
             raise SystemExit(self.exit_code)
         print(
             "\nstopping as soon as the model is evaluated and saved; once more to stop at once.",

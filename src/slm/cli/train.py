@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -30,9 +31,11 @@ def make_parser(*, everything: bool) -> Parser:
 
 
 def _train(settings: Settings) -> int:
-    from slm.data.sources import BUILT_IN, find_files
+    from slm.data.sources import BUILT_IN, MANIFEST, find_files
 
-    for path in (*(settings.data.data or ()), *(settings.data.val_data or ())):
+    data, val_data = settings.data.data or (), settings.data.val_data or ()
+    prepared = len(data) == 1 and not files.is_remote(data[0]) and os.path.exists(os.path.join(data[0], MANIFEST))
+    for path in (*data, *(() if prepared else val_data)):
         # Told before torch is loaded, which takes two seconds.
         if path.partition(":")[0] not in BUILT_IN and not files.is_remote(path):
             find_files(path)

@@ -69,9 +69,9 @@ class Batches:
     """Shuffled batches of a dataset of (tokens, targets).
 
     A TextDataset is cut anew in each epoch, at a random offset, into windows that are all full; the last one moves
-    back where it would pass the end. Where the dataset knows the token that begins a document, each window moves on
-    to the next document. Of any other dataset each item comes once an epoch. The last batch of an epoch may be
-    smaller.
+    back where it would pass the end. Where the dataset knows the token that begins a document, each window in which
+    one begins moves on to it: windows may then overlap, leave targets to other epochs, and pass the end, with
+    IGNORE_INDEX there. Of any other dataset each item comes once an epoch. The last batch of an epoch may be smaller.
     """
 
     def __init__(self, dataset: Dataset[Any], batch_size: int, seed: int) -> None:

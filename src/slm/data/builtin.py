@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import sys
@@ -28,6 +29,9 @@ class PythonSources:
     name = "python (standard library sources)"
     aligned = False
 
+    def __post_init__(self) -> None:
+        _ = self.files  # there must be some
+
     @cached_property
     def files(self) -> list[FileInfo]:
         """The files that count. Raises UserError where this Python came without its sources."""
@@ -39,7 +43,8 @@ class PythonSources:
         if not paths:
             raise UserError(f"data = 'python': this Python has no sources in {root}. Pass a file instead.")
         paths.sort(key=lambda path: path.replace(os.sep, "/"))
-        return [FileInfo(path, os.path.getsize(path), "") for path in paths if os.path.isfile(path)]
+        stats = ((path, os.stat(path)) for path in paths if os.path.isfile(path))
+        return [FileInfo(path, stat.st_size, str(stat.st_mtime_ns // 10**6)) for path, stat in stats]
 
     @property
     def stored_bytes(self) -> int:
@@ -49,7 +54,8 @@ class PythonSources:
     @property
     def key(self) -> list[Any]:
         """Another one for another Python or other files."""
-        return ["python", sys.version, len(self.files), self.stored_bytes]
+        told = "\n".join(f"{file.path} {file.size} {file.stamp}" for file in self.files)
+        return ["python", sys.version, hashlib.sha256(told.encode(errors="replace")).hexdigest()]
 
     def chunks(self, counts: Counts) -> Iterator[Chunk]:
         """The documents."""

@@ -60,7 +60,7 @@ def local_copy(file: FileInfo, on_wait: Callable[[], None]) -> str:
     if not files.is_remote(file.path):
         return file.path
     folder = os.path.join(cache_folder(), key_of([file.path, file.size, file.stamp]))
-    path = os.path.join(folder, file.path.rpartition("/")[2])
+    path = os.path.join(folder, file.name)
     with locked(folder, on_wait):
         if not os.path.exists(path):
             files.write_bytes(os.path.join(folder, _SOURCE), json.dumps({"name": file.path}).encode())

@@ -100,24 +100,16 @@ class TextDataset(Dataset[tuple[Tensor, Tensor]]):
         return torch.from_numpy(ids[:, :-1]), torch.from_numpy(targets)
 
     def document_starts(self, starts: Tensor) -> Tensor:
-        """Those positions (B,), each moved on to the next start_id; where none follows, to the first of the text.
+        """Those positions (B,) of full windows, each moved on to the first start_id among the T tokens from there on.
 
-        Without start_id, or where the text holds none that a target follows, they stay.
+        Without one they stay, so that what lies deep in a long document is seen too; and the beginning of the text,
+        where a document begins without a start_id, stays as well.
         """
-        if self.start_id is None or self._first_start is None:
+        if self.start_id is None:
             return starts
-        moved = [self._next_start(start) for start in starts.tolist()]
-        return torch.tensor([self._first_start if start is None else start for start in moved])
-
-    def _next_start(self, position: int) -> int | None:
-        """The next start_id that has a target after it."""
-        assert self.start_id is not None
-        found = self.tokens.find(self.start_id, position)
-        return None if found == self.num_targets else found
-
-    @cached_property
-    def _first_start(self) -> int | None:
-        return self._next_start(0)
+        held = self.tokens.windows(starts.numpy(), self.window) == self.start_id  # (B, T)
+        ahead = torch.from_numpy(held.argmax(axis=1))  # 0 where there is none
+        return torch.where(starts == 0, starts, starts + ahead)
 
     @cached_property
     def _packed(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

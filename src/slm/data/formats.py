@@ -27,6 +27,7 @@ PART_CHARS = 2**20  # about so much of a long document at once
 MIN_PART_CHARS = 65_536  # a document's parts are this long at least, but for its last
 LONGEST_LINE = 2**26  # characters; what a whole file without a line break would be
 _PARQUET_ROWS = 64
+_END_OF_CSV = "\0end of file\0"
 _FIELDS_TOLD = 8
 _LONG_NAME = 40  # characters; a longer name of a field is rather a text
 _NUMBER = re.compile(r"[-+]?[0-9.,]+")
@@ -258,9 +259,17 @@ class _File:
     def _csv(self, lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
         # The limit is one of the process, 131,072 characters unless somebody sets it.
         csv.field_size_limit(LONGEST_LINE)
-        reader = csv.reader(part for line in lines for part in (_LINE.findall(line) if "\r" in line else (line,)))
+        parts = (part for line in lines for part in (_LINE.findall(line) if "\r" in line else (line,)))
+        reader = csv.reader(chain(parts, ["\n", _END_OF_CSV]))
+        before, row = 0, [_END_OF_CSV]
         try:
-            yield from ((reader.line_num, row) for row in reader if row)
+            for row in reader:
+                if row and row != [_END_OF_CSV]:
+                    # A quote that nobody closes takes all lines to the end, that of ours too.
+                    if row[-1].endswith(_END_OF_CSV):
+                        raise UserError(f"{self.path}:{before + 1} has a quote that is never closed. Mend that line.")
+                    yield reader.line_num, row
+                before = reader.line_num
         except csv.Error as error:
             raise UserError(f"{self.path}:{reader.line_num} cannot be read as CSV: {error}.") from error
 

@@ -140,8 +140,7 @@ class Job:
             on_progress=lambda done: self.on_progress(what, done, total),
         )
         if not survey.counts.documents:
-            found = " ".join(survey.counts.lines())
-            raise UserError(f"{corpus.name} is empty: there is no text to learn from ({found}).")
+            raise UserError(survey.counts.no_text(corpus.name))
         return survey
 
     def _made(self, key: str, surveys: tuple[Survey, Survey | None] | None) -> Prepared:
@@ -207,6 +206,7 @@ class Job:
         if name == "char":
             return make_tokenizer(name, survey.characters, self.vocab_size)
         sample = survey.sample_of_training(split)
+        survey.sample.kept.clear()  # up to 80 MB, not needed again
         if name == "bpe":
             size = sum(map(len, sample))
             self.on_progress(f"learning a vocabulary of up to {self.vocab_size:,} from {size / 1e6:.1f} MB", 0, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from slm.storage import files, listing
 from slm.storage.files import MissingError
 from slm.storage.listing import FileInfo
 
+MANIFEST, SHARD_NAME = "manifest.json", re.compile(r"(?:train|val)-[0-9]{5,}\.bin")  # of a prepared folder
 BUILT_IN = ("dummy", "python", "stories")
 _LONGEST_PATH = 1000
 _NAMES_TOLD = 3
@@ -79,9 +81,14 @@ class _FilePart:
     split_documents_on: str | None
 
     @property
-    def key(self) -> list[Any]:
-        path = self.file.path
-        return [path if files.is_remote(path) else os.path.abspath(path), self.file.size, self.file.stamp]
+    def path(self) -> str:
+        return self.file.path if files.is_remote(self.file.path) else os.path.abspath(self.file.path)
+
+    @property
+    def key(self) -> list[Any] | None:
+        # A server that tells no stamp may have other content at the same size.
+        known = self.file.stamp or not files.is_remote(self.file.path)
+        return [self.path, self.file.size, self.file.stamp, self.named] if known else None
 
     @property
     def stored_bytes(self) -> int | None:
@@ -111,7 +118,7 @@ def read_corpus(
     names = (source,) if isinstance(source, str) else tuple(source)
     if not names:
         raise UserError("data is empty: name a file, a folder, a URL or a built-in corpus.")
-    parts: dict[tuple[Any, ...], _NamedPart] = {}
+    parts: dict[str, _NamedPart] = {}
     told: list[str] = []
     for name in names:
         check_name(name)
@@ -123,7 +130,7 @@ def read_corpus(
             told.append(name)
             found = _file_parts(name, text_field, split_documents_on)
         for part in found:
-            parts.setdefault(tuple(part.key), part)
+            parts.setdefault(part.path if isinstance(part, _FilePart) else part.name, part)
     _check_token_files(parts.values())
     aligned = all(isinstance(part, Stories) for part in parts.values())
     return Corpus(_in_words(told), tuple(parts.values()), aligned)
@@ -135,6 +142,10 @@ def check_name(name: Any) -> None:
         raise UserError(f"data names {name!r}, a {type(name).__name__}: must be a path, a URL or a built-in name.")
     if "\n" in name or len(name) > _LONGEST_PATH:
         raise UserError(f"data = {name[:30]!r}... is a text, not a path: literal text goes in a list, [text].")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"data = {name!r}: the name is not Unicode. Rename the file, or name its folder.") from error
     if name == "dummy":
         raise UserError("'dummy' is random tokens, not text. Pass a file, a URL or 'python'.")
 
@@ -152,9 +163,24 @@ def find_files(name: str) -> list[FileInfo]:
 
 
 def _file_parts(name: str, text_field: str, split_documents_on: str | None) -> list[_FilePart]:
-    found = find_files(name)
+    found = _without_prepared(name, find_files(name))
     named = listing.is_single(name, found)
     return [_FilePart(file, named, text_field, split_documents_on) for file in found]
+
+
+def _without_prepared(name: str, found: list[FileInfo]) -> list[FileInfo]:
+    """The files that are no data of slm-prepare; raises UserError where the name itself is a folder of such."""
+    shards = {_folder(file) for file in found if SHARD_NAME.fullmatch(file.name)}
+    prepared = shards & {_folder(file) for file in found if file.name == MANIFEST}
+    if any(folder.rstrip("/\\") == name.rstrip("/\\") for folder in prepared):
+        raise UserError(
+            f"{name} holds data that slm-prepare made, with its own validation part: it can only be --data, and alone."
+        )
+    return [file for file in found if _folder(file) not in prepared]
+
+
+def _folder(file: FileInfo) -> str:
+    return file.path.removesuffix(file.name)
 
 
 def _check_token_files(parts: Collection[_NamedPart]) -> None:

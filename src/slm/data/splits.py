@@ -21,7 +21,7 @@ from slm.data.shards import MANIFEST, PROGRESS, SHARD_NAME, TOKENIZER, check_sha
 from slm.data.sources import BUILT_IN, check_name, find_files
 from slm.data.tokenizer import TOKENIZERS, Tokenizer, make_tokenizer
 from slm.data.tokens import Tokens
-from slm.storage import files
+from slm.storage import files, listing
 
 DUMMY_TOKENS = 10_000
 
@@ -157,7 +157,7 @@ def _prepared_folder(
 ) -> Prepared | None:
     """What slm-prepare left in the one folder or URL that is named; None where that is something else."""
     name = names[0]
-    if len(names) > 1 or name.partition(":")[0] in BUILT_IN or not files.is_folder(name):
+    if len(names) > 1 or name.partition(":")[0] in BUILT_IN or not listing.is_folder(name):
         return None
     manifest = read_manifest(name)
     if manifest is None:
@@ -215,7 +215,7 @@ def _val_rows(config: DataConfig, on_progress: Progress) -> Tokens | None:
 
 def _token_rows(names: tuple[str, ...], on_progress: Progress) -> Tokens | None:
     """The ids of token files joined in the order of their names; None where the sources are text."""
-    if not any(is_token_file(name) or files.is_folder(name) or set(name) & set("*?[") for name in names):
+    if not any(is_token_file(name) or listing.is_folder(name) or set(name) & set("*?[") for name in names):
         return None
     if any(name.partition(":")[0] in BUILT_IN for name in names):
         return None
@@ -247,7 +247,10 @@ def _from_ids(
         tokenizer = make_tokenizer(config.tokenizer, [], vocab_size)
     if not len(rows):
         raise UserError(f"{name} is empty: there is no token to learn from.")
-    largest = max(one.id_range()[1] for one in (rows, val_rows) if one is not None)
+    ranges = [one.id_range() for one in (rows, val_rows) if one is not None]
+    smallest, largest = min(low for low, _ in ranges), max(high for _, high in ranges)
+    if smallest < 0:
+        raise UserError(f"{name} holds the id {smallest}: token ids are 0 or above.")
     size = tokenizer.vocab_size if tokenizer else vocab_size if "vocab_size" in asked else largest + 1
     if largest >= size:
         raise UserError(

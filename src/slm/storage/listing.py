@@ -21,8 +21,9 @@ _MAGIC = re.compile(r"[*?\[]")
 _LEFT_OUT = "Names that begin with a dot and __pycache__ are left out."
 # The first of these that a storage tells is what changes when the content does.
 _STAMPS = (
-    *("etag", "generation", "blob_id", "md5", "content-md5", "md5hash", "checksum"),
-    *("mtime", "last-modified", "last_modified", "lastmodified", "created"),
+    *("etag", "generation", "blob_id", "md5", "content-md5", "md5hash", "checksum", "sha"),
+    *("mtime", "last-modified", "last_modified", "lastmodified", "modificationtime", "modify", "last_write_time"),
+    "created",
 )
 
 
@@ -81,6 +82,11 @@ def find(source: str) -> list[FileInfo]:
             f"No file fits the pattern {source!r}; check it, and the folder {folder or '.'!r}. {_LEFT_OUT}"
         )
     return found
+
+
+def is_folder(source: str) -> bool:
+    """True for a folder. A web address is none, and is not fetched to find out."""
+    return _storage_of(source).look(source) == "folder"
 
 
 def is_single(source: str, found: list[FileInfo]) -> bool:

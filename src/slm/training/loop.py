@@ -118,10 +118,12 @@ def check_ids(model: nn.Module, dataset: Dataset[Any], name: str, batch_size: in
     A model that has no config.vocab_size knows its own limits.
     """
     vocab_size = getattr(getattr(model, "config", None), "vocab_size", None)
-    if not isinstance(vocab_size, int) or not len(dataset):  # type: ignore[arg-type]
+    if not isinstance(vocab_size, int):
         return
-    if isinstance(dataset, TextDataset):
+    if isinstance(dataset, TextDataset):  # whose windows of documents are not laid out before somebody evaluates on it
         low, high = dataset.id_range()
+    elif not len(dataset):  # type: ignore[arg-type]
+        return
     else:
         tokens, targets = next(in_order(dataset, batch_size))
         ids = torch.cat((tokens.flatten().long(), targets[targets != IGNORE_INDEX].long()))
