@@ -16,8 +16,9 @@ from filelock import FileLock
 from slm.config import UserError
 from slm.data import cache, shards
 from slm.data import prepare as prepare_module
-from slm.data.prepare import Job, Prepared, prepare
-from slm.data.shards import MANIFEST
+from slm.data.prepare import Job, prepare
+from slm.data.shards import TOKENIZER, Prepared
+from slm.data.sources import MANIFEST
 from slm.data.tokenizer import Tokenizer, char_tokenizer
 from slm.settings import as_settings, layered
 from slm.storage import files, listing
@@ -295,22 +296,144 @@ def test_a_file_from_afar_is_fetched_once_for_each_state_of_it(here: Path, stamp
     assert cache.local_copy(listing.FileInfo("text.txt", 1, ""), lambda: None) == "text.txt"
 
 
-def test_a_folder_from_afar_is_taken_only_whole(here: Path) -> None:
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are downloaded from now on."""
+    names: list[str] = []
+    download = files.download
+
+    def spy(url: str, path: str) -> None:
+        names.append(url.rpartition("/")[2])
+        download(url, path)
+
+    monkeypatch.setattr(files, "download", spy)
+    return names
+
+
+def _uploaded(here: Path, url: str) -> dict[str, Any]:
+    """The manifest of the text's tokens, in several shards, at a URL."""
     folder = Path(prepare("text.txt", tokenizer="char", out=here / "out"))
-    url = "memory://cache-folder/prepared"
     for path in folder.iterdir():
         files.upload(str(path), files.join(url, path.name))
     manifest = shards.read_manifest(url)
     assert manifest
+    return manifest
+
+
+def test_a_folder_from_afar_is_taken_only_whole(here: Path) -> None:
+    url = "memory://cache-folder/prepared"
+    manifest = _uploaded(here, url)
     shard = manifest["shards"][0]["name"]
     good = files.read_bytes(files.join(url, shard))
     files.write_bytes(files.join(url, shard), b"\7" + good[1:])
     with pytest.raises(UserError, match=f"{shard} is damaged"):
-        cache.local_folder(url, manifest, lambda: None)
+        cache.local_folder(url, manifest, recheck=False, on_wait=_never)
     files.write_bytes(files.join(url, shard), good)
-    local = Path(cache.local_folder(url, manifest, lambda: None))
-    assert {path.name: path.read_bytes() for path in local.iterdir()}.keys() == {path.name for path in folder.iterdir()}
+    local = Path(cache.local_folder(url, manifest, recheck=False, on_wait=_never))
+    assert {path.name for path in local.iterdir()} == {path.name for path in (here / "out").iterdir()}
     assert hashlib.sha256((local / shard).read_bytes()).hexdigest() == manifest["shards"][0]["sha256"]
     assert json.loads((local / MANIFEST).read_text()) == manifest
     files.remove(files.join(url, shard))
-    assert cache.local_folder(url, manifest, lambda: None) == str(local)
+    assert cache.local_folder(url, manifest, recheck=False, on_wait=_never) == str(local)
+
+
+def _never() -> None:
+    raise AssertionError("nobody else is there")
+
+
+def test_what_of_a_folder_from_afar_is_here_is_not_fetched_again(here: Path, fetched: list[str]) -> None:
+    url = "memory://cache-resume/prepared"
+    manifest = _uploaded(here, url)
+    first, last = (manifest["shards"][number]["name"] for number in (0, -1))
+    there = files.read_bytes(files.join(url, last))
+    files.remove(files.join(url, last))
+    with pytest.raises(files.MissingError):
+        cache.local_folder(url, manifest, recheck=False, on_wait=_never)
+    files.write_bytes(files.join(url, last), there)
+    fetched.clear()
+    local = Path(cache.local_folder(url, manifest, recheck=False, on_wait=_never))
+    assert fetched == [TOKENIZER, last]
+    (local / first).write_bytes(b"\7" + (local / first).read_bytes()[1:])
+    cache.local_folder(url, manifest, recheck=False, on_wait=_never)
+    assert fetched == [TOKENIZER, last]
+    cache.local_folder(url, manifest, recheck=True, on_wait=_never)
+    assert fetched == [TOKENIZER, last, TOKENIZER, first]
+    assert all(shards.is_whole(str(local), shard) for shard in manifest["shards"])
+
+
+def test_a_file_from_afar_without_a_stamp_is_fetched_each_time(here: Path) -> None:
+    info = listing.FileInfo("memory://cache-no-stamp/train.bin", 4, "")
+    for content in (b"\1\0\2\0", b"\3\0\4\0"):
+        files.write_bytes(info.path, content)
+        assert Path(cache.local_copy(info, _never)).read_bytes() == content
+
+
+def test_what_a_process_is_working_on_is_not_removed(here: Path) -> None:
+    made()
+    (entry,) = cache.entries()
+    with cache.locked(entry.folder, _never):
+        assert not cache.remove(entry)
+        assert made().folder == entry.folder
+    assert cache.remove(entry)
+    assert not cache.entries()
+
+
+def test_shards_that_went_while_others_were_made_leave_no_manifest(here: Path) -> None:
+    def on_progress(what: str, done: int, total: int | None) -> None:
+        if what == "tokenizing" and done == total:
+            cache.clear(cache.entries()[0].folder)
+
+    with pytest.raises((UserError, files.StorageError)):
+        made(on_progress=on_progress)
+    assert not any((here / "cache").rglob(MANIFEST))
+    assert made().train[:].tolist()
+
+
+def test_the_cache_is_shown_and_cleared_whatever_a_newer_version_left(here: Path) -> None:
+    folder = Path(str(made().folder))
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "format_version": 99}))
+    with pytest.raises(UserError, match="newer slm"):
+        made()
+    (entry,) = cache.entries()
+    assert entry.name == "text.txt"
+    assert cache.remove(entry)
+
+
+def test_a_file_that_goes_while_the_cache_is_shown_is_no_error(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made()
+    names = files.list_names
+    monkeypatch.setattr(files, "list_names", lambda folder: [*names(folder), "0123456789abcdef", "gone.part"])
+    assert [entry.name for entry in cache.entries()] == ["text.txt"]
+
+
+def test_a_small_text_that_changed_unseen_replaces_what_is_kept_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare_module, "IN_MEMORY_BYTES", 10**6)
+    prepare("text.txt", tokenizer="char")
+    stat = os.stat("text.txt")
+    Path("text.txt").write_text(TEXT.replace("cat", "cow"))
+    os.utime("text.txt", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    rechecked = made(recheck=True)
+    assert "cow" in rechecked.tokenizer.decode(rechecked.train[:].tolist())
+    assert made().fingerprint == rechecked.fingerprint
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_text_that_changes_while_it_is_read_is_told_and_not_kept(
+    here: Path, in_memory: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare_module, "IN_MEMORY_BYTES", 10**6 * in_memory)
+    survey = prepare_module.take_survey
+
+    def and_then(*arguments: Any, **keys: Any) -> Any:
+        found = survey(*arguments, **keys)
+        with open("text.txt", "a") as file:
+            file.write("the cat")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "take_survey", and_then)
+        with pytest.raises(UserError, match=r"text\.txt changed while it was read"):
+            made()
+    assert not any((here / "cache").rglob(MANIFEST))
+    assert made().train[:].tolist()

@@ -16,7 +16,7 @@ import slm
 from slm.cli import prepare
 from slm.cli.arguments import OK, USER_ERROR
 from slm.data import cache
-from slm.data.prepare import open_prepared
+from slm.data.shards import open_prepared
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +95,16 @@ def test_the_cache_is_shown_and_cleared(here: Path, capsys: pytest.CaptureFixtur
     assert told(capsys, "--clean")[-1] == f"2 removed from {here / 'cache'}"
     assert cache.entries() == []
     assert told(capsys, "--clean") == [f"0 removed from {here / 'cache'}"]
+
+
+def test_what_is_in_use_is_not_cleared_and_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    told(capsys, "--data", "text.txt", "--tokenizer", "char")
+    (entry,) = cache.entries()
+    with cache.locked(entry.folder, lambda: None):
+        lines = told(capsys, "--clean")
+    assert lines[0].startswith(f"in use by another process, kept {entry.key}")
+    assert lines[1].startswith("0 removed")
+    assert cache.entries() == [entry]
 
 
 @pytest.mark.parametrize(

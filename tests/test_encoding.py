@@ -17,7 +17,8 @@ from slm.data import encoding, sources, survey
 from slm.data import tokenizer as tokenizer_module
 from slm.data.counts import Counts
 from slm.data.encoding import Place, pieces
-from slm.data.prepare import Job, Prepared
+from slm.data.prepare import Job
+from slm.data.shards import Prepared
 from slm.data.sources import read_texts
 from slm.data.survey import Split, share
 from slm.data.tokenizer import Tokenizer, byte_tokenizer
@@ -34,8 +35,8 @@ def made(texts: list[str], *, aligned: bool = False, **keys: Any) -> Prepared:
 
 def parts_of(texts: list[str], val_fraction: float) -> list[list[str]]:
     """The documents of training and of validation, by the rule as the documentation tells it."""
-    if len(texts) >= survey.FEWEST_DOCUMENTS:
-        held_out = [share(text) < val_fraction for text in texts]
+    held_out = [share(text) < val_fraction for text in texts]
+    if len(texts) >= survey.FEWEST_DOCUMENTS and any(held_out):
         return [[text for text, out in zip(texts, held_out, strict=True) if out == val] for val in (False, True)]
     train, val = [], []
     left = int(len("".join(texts)) * (1 - val_fraction))
@@ -87,6 +88,13 @@ def test_at_a_cut_within_a_document_there_is_no_separator() -> None:
     assert prepared.tokenizer.decode(prepared.train[:].tolist()) == "abcdef"
     assert prepared.tokenizer.decode(prepared.val[:].tolist()) == "gh"
     assert prepared.tokenizer.end_id not in [*prepared.train[:], *prepared.val[:]]
+
+
+def test_a_tokenizer_without_safe_cuts_has_work_for_all_threads() -> None:
+    backend = word_level({"?": 0, "the": 1})
+    split = Split(cut=2**40)
+    source = pieces(read_texts(["the " * 2**19]), split, backend, [2**21], Place(), Counts())
+    assert min(map(len, encoding._batches(source))) >= 8
 
 
 def word_level(words: dict[str, int]) -> Tokenizer:

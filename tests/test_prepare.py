@@ -16,8 +16,9 @@ import slm
 from slm.config import IGNORE_INDEX, DataConfig, UserError
 from slm.data import prepare as prepare_module
 from slm.data import splits, survey
-from slm.data.prepare import Prepared, open_prepared, prepare
-from slm.data.shards import MANIFEST, PROGRESS, TOKENIZER
+from slm.data.prepare import prepare
+from slm.data.shards import PROGRESS, TOKENIZER, Prepared, open_prepared
+from slm.data.sources import MANIFEST
 from slm.data.splits import PreparedData, load_data
 from slm.data.stories import stories
 from slm.settings import as_settings, layered
@@ -334,6 +335,67 @@ def test_a_url_takes_the_tokens_and_gives_them_back(here: Path, url: str, monkey
     with pytest.raises(UserError, match=f"{url} holds other prepared data: nothing was changed"):
         prepare("text.txt", tokenizer="byte", out=url)
     assert slm.train(url, **SIZES_ALONE).metrics["val_loss"] == local.metrics["val_loss"]
+
+
+def test_a_url_that_holds_anything_else_is_refused_before_the_text_is_read(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"memory://foreign/{here.name}"
+    files.write_bytes(files.join(url, TOKENIZER), b"mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "take_survey", None)
+        with pytest.raises(files.ExistsError, match="is not empty"):
+            prepare("text.txt", tokenizer="char", out=url)
+    assert files.read_bytes(files.join(url, TOKENIZER)) == b"mine"
+    assert files.list_names(url) == [TOKENIZER]
+
+
+def test_recheck_mends_what_was_fetched_from_a_url(here: Path) -> None:
+    url = f"memory://recheck/{here.name}"
+    prepare("text.txt", tokenizer="char", out=url)
+    first = loaded(url)
+    shard = Path(first.kept, "train-00000.bin")
+    shard.write_bytes(bytes(shard.stat().st_size))
+    assert set(loaded(url).train_dataset.tokens[:].tolist()) == {0}
+    again = loaded(url, recheck=True)
+    assert again.tokenizer
+    assert (here / "text.txt").read_text().startswith(again.tokenizer.decode(again.train_dataset.tokens[:].tolist()))
+
+
+def test_what_a_url_holds_already_is_not_uploaded_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"memory://again/{here.name}"
+    prepare("text.txt", tokenizer="char", out=url)
+    monkeypatch.setattr(files, "upload", None)
+    assert prepare("text.txt", tokenizer="char", out=url) == url
+
+
+def test_files_that_somebody_put_beside_the_tokens_stay(here: Path) -> None:
+    _unfinished(here / "out")
+    (here / "out" / "README").write_text("mine")
+    prepare("text.txt", tokenizer="byte", out="out")
+    assert (here / "out" / "README").read_text() == "mine"
+    assert open_prepared("out").tokenizer.vocab_size == 257
+
+
+def test_a_folder_with_somebody_elses_progress_is_not_ours(here: Path) -> None:
+    (here / "out").mkdir()
+    for name in (PROGRESS, TOKENIZER, "train-00000.bin"):
+        (here / "out" / name).write_text("{}")
+    before = states("out")
+    with pytest.raises(files.ExistsError, match="out is not empty"):
+        prepare("text.txt", tokenizer="char", out="out")
+    assert states("out") == before
+
+
+@pytest.mark.parametrize("out", ["notes", "notes/prepared", "notes/a/../b/c"])
+def test_an_out_within_a_source_is_refused(here: Path, out: str) -> None:
+    (here / "notes").mkdir()
+    (here / "notes" / "a.txt").write_text(make_text(300))
+    for keys in ({"data": "notes"}, {"data": "text.txt", "val_data": "notes"}):
+        with pytest.raises(UserError, match=r"--out .* lies inside notes"):
+            prepare(**keys, tokenizer="char", out=out)
+    assert [path.name for path in (here / "notes").iterdir()] == ["a.txt"]
+    assert prepare("notes", tokenizer="char", out="notes-prepared")
 
 
 def test_an_upload_that_was_cut_off_is_not_trained_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,8 +21,9 @@ from slm.config import UserError
 from slm.data import encoding, shards, sources
 from slm.data import prepare as prepare_module
 from slm.data import tokenizer as tokenizer_module
-from slm.data.prepare import Job, Prepared, open_prepared, prepare
-from slm.data.shards import MANIFEST, PROGRESS, TOKENIZER
+from slm.data.prepare import Job, prepare
+from slm.data.shards import PROGRESS, TOKENIZER, Prepared, open_prepared
+from slm.data.sources import MANIFEST
 from slm.data.tokenizer import Tokenizer
 from slm.settings import as_settings, layered
 from slm.storage import files
@@ -33,6 +34,7 @@ SMALL_SIZES = [
     (encoding, "_BATCH_CHARS", 200),
     (encoding, "_BATCH_PIECES", 7),
     (shards, "SHARD_TOKENS", 250),
+    (shards, "SAME_LENGTH", 2),
     (sources, "PART_CHARS", 100),
     (prepare_module, "EVALUATED_TOKENS", 2000),
 ]
@@ -186,7 +188,10 @@ def test_a_preparation_killed_anywhere_goes_on_and_equals_the_unbroken_one(
 
 
 @pytest.mark.parametrize("keys", ["cut", "stories", "val_data"], indirect=True)
-def test_killed_again_and_again_it_comes_to_its_end(keys: dict[str, Any], tmp_path: Path) -> None:
+def test_killed_again_and_again_it_comes_to_its_end(
+    keys: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SAME_LENGTH", 1000)  # a kill in each shard costs that shard
     prepare(**keys, out=tmp_path / "unbroken")
     for _ in range(100):
         try:
@@ -318,6 +323,16 @@ def test_one_flipped_bit_is_found_when_it_is_looked_for(keys: dict[str, Any], tm
     prepare(**keys, out=out)
     with pytest.raises(UserError, match=rf"{shard.name} is damaged.*slm-prepare --clean"):
         prepare(**keys, out=out, recheck=True)
+
+
+def test_shards_double_in_length_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 100)
+    monkeypatch.setattr(encoding, "_BATCH_CHARS", 50)
+    (tmp_path / "text.txt").write_text("a" * 4000)
+    manifest = shards.read_manifest(prepare(tmp_path / "text.txt", tokenizer="byte", out=tmp_path / "out"))
+    assert manifest
+    lengths = [shard["bytes"] // 2 for shard in manifest["shards"] if shard["split"] == "train"]
+    assert lengths[:8] == [100, 100, 200, 200, 400, 400, 800, 800]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "another"}'], ids=repr)

@@ -62,6 +62,14 @@ def test_whole_documents_are_held_out_from_100_on_and_the_end_below(count: int) 
     )
 
 
+def test_where_the_hash_would_hold_out_no_document_it_is_the_end() -> None:
+    found = surveyed(numbered(100))
+    smallest = min(map(share, numbered(100)))
+    assert found.split(smallest) == Split(smallest, cut=int(found.num_chars * (1 - smallest)))
+    assert found.split(smallest * 1.001).by_hash
+    assert len(split_of(numbered(100), found.split(smallest * 1.001))[VAL]) == 1
+
+
 @settings(deadline=None)
 @given(texts=TEXTS, val_fraction=st.floats(0.01, 0.99))
 def test_a_cut_leaves_the_end_of_the_text_and_loses_no_character(texts: list[str], val_fraction: float) -> None:

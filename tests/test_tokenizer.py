@@ -77,6 +77,7 @@ def small_pieces(characters: int = 1, at_once: int = 2, longest: int = module._L
         patch.setattr(module, "_PIECE_CHARS", characters)
         patch.setattr(module, "_PIECES_AT_ONCE", at_once)
         patch.setattr(module, "_LONGEST_PIECE", longest)
+        patch.setattr(module, "_BLIND_PIECE", min(longest, module._BLIND_PIECE))
         yield
 
 

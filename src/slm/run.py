@@ -15,9 +15,9 @@ import torch
 
 from slm.config import FIELDS, DataConfig, ModelConfig, UserError
 from slm.data.batches import Batches, stream_seed
-from slm.data.sources import BUILT_IN
+from slm.data.prepare import absolute
 from slm.data.splits import PreparedData, load_data
-from slm.data.tokenizer import TOKENIZERS, Tokenizer
+from slm.data.tokenizer import Tokenizer
 from slm.display import Display
 from slm.header import header, warn
 from slm.model.generation import stream_tokens
@@ -290,11 +290,6 @@ def _check_repeat(settings: Settings, made_with: dict[str, Any]) -> None:
 
 def _absolute(config: DataConfig) -> dict[str, Any]:
     """The settings that name local files, made absolute, so that a run can be repeated from another folder."""
-
-    def absolute(path: str) -> str:
-        known = files.is_remote(path) or path in TOKENIZERS or path.partition(":")[0] in BUILT_IN
-        return path if known else os.path.abspath(path)
-
     several = {name: getattr(config, name) for name in ("data", "val_data")}
     paths: dict[str, Any] = {name: tuple(map(absolute, names)) for name, names in several.items() if names}
     return paths | {"tokenizer": absolute(config.tokenizer)}

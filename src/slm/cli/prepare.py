@@ -77,8 +77,11 @@ def _clean(clean: list[str], **_: Any) -> int:
     if unknown := sorted(set(clean) - set(entries)):
         raise UserError(f"{unknown[0]} is not in the cache {cache.cache_folder()}: slm-prepare --list shows what is.")
     chosen = [entries[key] for key in clean] if clean else list(entries.values())
+    removed = 0
     for entry in chosen:
-        cache.remove(entry)
-        print(f"removed {entry.key}  {entry.num_bytes / 1e6:,.1f} MB  {entry.name}")
-    print(f"{len(chosen)} removed from {cache.cache_folder()}")
+        gone = cache.remove(entry)
+        removed += gone
+        what = "removed" if gone else "in use by another process, kept"
+        print(f"{what} {entry.key}  {entry.num_bytes / 1e6:,.1f} MB  {entry.name}")
+    print(f"{removed} removed from {cache.cache_folder()}")
     return OK

@@ -8,11 +8,13 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from slm.data.shards import MANIFEST, PROGRESS, TOKENIZER, check_shards, read_json, read_manifest, write_manifest
+from slm.config import UserError
+from slm.data.shards import TOKENIZER, clear, is_whole, read_json, read_manifest, read_mark, write_manifest
+from slm.data.sources import MANIFEST
 from slm.storage import files
 from slm.storage.listing import FileInfo
 
@@ -43,7 +45,7 @@ def locked(folder: str, on_wait: Callable[[], None]) -> Iterator[None]:
     root = cache_folder()
     with files.explaining(root, "keep prepared data (SLM_CACHE can name another folder) in"):
         os.makedirs(root, exist_ok=True)
-        lock = FileLock(os.path.join(root, f"{key_of(os.path.abspath(folder))}.lock"))
+        lock = FileLock(_lock_path(folder))
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -55,6 +57,10 @@ def locked(folder: str, on_wait: Callable[[], None]) -> Iterator[None]:
         lock.release()
 
 
+def _lock_path(folder: str) -> str:
+    return os.path.join(cache_folder(), f"{key_of(os.path.abspath(folder))}.lock")
+
+
 def local_copy(file: FileInfo, on_wait: Callable[[], None]) -> str:
     """The path of a file's bytes on this machine: its own, or that of a verified download kept in the cache."""
     if not files.is_remote(file.path):
@@ -62,21 +68,32 @@ def local_copy(file: FileInfo, on_wait: Callable[[], None]) -> str:
     folder = os.path.join(cache_folder(), key_of([file.path, file.size, file.stamp]))
     path = os.path.join(folder, file.name)
     with locked(folder, on_wait):
-        if not os.path.exists(path):
+        if not file.stamp or not os.path.exists(path):  # without a stamp there may be other bytes by now
             files.write_bytes(os.path.join(folder, _SOURCE), json.dumps({"name": file.path}).encode())
             files.download(file.path, path)
     return path
 
 
-def local_folder(url: str, manifest: dict[str, Any], on_wait: Callable[[], None]) -> str:
-    """The folder on this machine with the prepared data of a URL, downloaded and verified by its checksums."""
+def local_folder(url: str, manifest: dict[str, Any], *, recheck: bool, on_wait: Callable[[], None]) -> str:
+    """The folder on this machine with the prepared data of a URL, downloaded and verified by its checksums.
+
+    What an interrupted call fetched is not fetched again. recheck: verifies also what was verified before.
+    """
     folder = os.path.join(cache_folder(), key_of(manifest))
     with locked(folder, on_wait):
-        if read_manifest(folder) is None:
-            for name in [TOKENIZER, *(shard["name"] for shard in manifest["shards"])]:
-                files.download(files.join(url, name), files.join(folder, name))
-            check_shards(folder, manifest)
-            write_manifest(folder, manifest)
+        if read_manifest(folder) is not None and not recheck:
+            return folder
+        files.remove(files.join(folder, MANIFEST))
+        files.download(files.join(url, TOKENIZER), files.join(folder, TOKENIZER))
+        for shard in manifest["shards"]:
+            if is_whole(folder, shard):
+                continue
+            there, here = (files.join(place, shard["name"]) for place in (url, folder))
+            files.download(there, here)
+            if not is_whole(folder, shard):
+                files.remove(here)
+                raise UserError(f"{there} is damaged: its checksum is not that of the manifest. Prepare it anew.")
+        write_manifest(folder, manifest)
     return folder
 
 
@@ -93,32 +110,37 @@ class Entry:
 def entries() -> list[Entry]:
     """Everything in the cache, complete or not, by name."""
     root = cache_folder()
-    found = []
+    found: list[Entry] = []
     for key in files.list_names(root):
         folder = os.path.join(root, key)
         if not _KEY.fullmatch(key) or not os.path.isdir(folder):  # a lock, or not ours
             continue
-        manifest = read_manifest(folder)
-        copy, unfinished = read_json(folder, _SOURCE), read_json(folder, PROGRESS)
-        name = (
-            manifest["name"]
-            if manifest
-            else copy.get("name") or f"unfinished: {unfinished.get('name', 'no tokens yet')}"
-        )
-        sizes = (os.path.getsize(os.path.join(folder, file)) for file in os.listdir(folder))
-        found.append(Entry(key, folder, str(name), sum(sizes)))
+        complete = read_json(folder, MANIFEST).get("name") or read_json(folder, _SOURCE).get("name")
+        told = complete or f"unfinished: {read_mark(folder).get('name', 'no tokens yet')}"
+        num_bytes = sum(_size(os.path.join(folder, name)) for name in files.list_names(folder))
+        found.append(Entry(key, folder, str(told), num_bytes))
     return sorted(found, key=lambda entry: (entry.name, entry.key))
 
 
-def remove(entry: Entry) -> None:
-    """Afterwards the entry is no more; the manifest goes first, so that nothing takes it for complete meanwhile."""
-    clear(entry.folder)
-    with files.explaining(entry.folder, "remove"):
-        shutil.rmtree(entry.folder, ignore_errors=False)
+def _size(path: str) -> int:
+    with suppress(FileNotFoundError):  # another process may have removed it, or given it its name
+        return os.path.getsize(path)
+    return 0
 
 
-def clear(folder: str) -> None:
-    """Afterwards the folder holds no prepared data, neither complete nor in part."""
-    # The manifest first, for without the shards it would lie; last what tells that the folder is ours.
-    for name in sorted(files.list_names(folder), key=lambda name: (name != MANIFEST, name == PROGRESS)):
-        files.remove(files.join(folder, name))
+def remove(entry: Entry) -> bool:
+    """Afterwards the entry is no more; False, and it stays, where a process is working on it."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(_lock_path(entry.folder))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    try:
+        with files.explaining(entry.folder, "remove"):
+            clear(entry.folder)  # the manifest first, so that nothing takes it for complete meanwhile
+            shutil.rmtree(entry.folder)
+    finally:
+        lock.release()
+    return True

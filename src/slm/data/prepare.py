@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from slm._version import __version__
@@ -15,18 +14,20 @@ from slm.data import cache
 from slm.data.encoding import Place, Rows, encode_into
 from slm.data.shards import (
     FORMAT_VERSION,
-    MANIFEST,
     PROGRESS,
     TOKENIZER,
+    Prepared,
     ShardRows,
     check_shards,
-    open_shards,
-    read_json,
+    clear,
+    mark,
+    open_prepared,
     read_manifest,
+    read_mark,
     read_tokenizer,
     write_manifest,
 )
-from slm.data.sources import BUILT_IN, Corpus, read_corpus, read_texts
+from slm.data.sources import BUILT_IN, MANIFEST, Corpus, read_corpus, read_texts
 from slm.data.survey import SAMPLE_CHARS, VAL, Split, Survey, take_survey
 from slm.data.tokenizer import TOKENIZERS, Tokenizer, make_tokenizer, read_tokenizer_file
 from slm.data.tokens import Tokens
@@ -36,25 +37,6 @@ from slm.storage import files
 IN_MEMORY_BYTES = 4_000_000  # text up to this size is not worth files: it is tokenized in a second or two
 EVALUATED_TOKENS = 1_000_000  # of the validation text, at most
 Progress = Callable[[str, int, int | None], None]  # what is being done, bytes done, bytes in all where known
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """The two rows of tokens, the tokenizer that made them, and what the manifest tells of them."""
-
-    train: Tokens
-    val: Tokens
-    tokenizer: Tokenizer
-    about: dict[str, Any]
-    folder: str | None  # None: in memory
-
-    @property
-    def fingerprint(self) -> str:
-        """Equal for equal text, split and tokenizer, wherever they lie."""
-        settings = self.about["settings"]
-        val_fraction = None if settings["val_data"] else settings["val_fraction"]
-        parts = [self.about["content"], val_fraction, self.about["start_id"], self.tokenizer.to_json()]
-        return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
 
 
 class Job:
@@ -121,9 +103,8 @@ class Job:
                 f"{folder} holds data prepared from other sources, or with other settings: nothing was changed. "
                 "Choose another --out, or remove that folder."
             )
-        ours = manifest is not None or files.exists(files.join(folder, PROGRESS))
-        if self.out is not None and not ours and files.list_names(folder):
-            raise files.ExistsError(f"--out {folder} is not empty: choose a new folder, or an empty one.")
+        if self.out is not None and manifest is None:
+            _check_ours(folder)
         return manifest
 
     def _survey(self) -> tuple[Survey, Survey | None]:
@@ -146,9 +127,9 @@ class Job:
     def _made(self, key: str, surveys: tuple[Survey, Survey | None] | None) -> Prepared:
         survey, val_survey = surveys or self._survey()
         num_bytes = sum(one.counts.num_bytes for one in (survey, val_survey) if one)
-        if num_bytes <= IN_MEMORY_BYTES and not self.in_files:
-            return self._in_memory(key, survey, val_survey)
         folder = self._folder(key)
+        if num_bytes <= IN_MEMORY_BYTES and not self.in_files and read_manifest(folder) is None:
+            return self._in_memory(key, survey, val_survey)
         with cache.locked(folder, self._waiting):
             manifest = self._manifest(folder, key)  # it may be new since the lock was asked for
             if manifest and manifest["content"] == _content(survey, val_survey):
@@ -171,11 +152,11 @@ class Job:
     def _on_disk(self, folder: str, key: str, survey: Survey, val_survey: Survey | None) -> Prepared:
         split = self._split(survey, val_survey)
         made_from = f"{key} {_content(survey, val_survey)}"
-        if read_json(folder, PROGRESS).get("made_from") == made_from:
+        if read_mark(folder).get("made_from") == made_from:
             tokenizer = read_tokenizer(folder)
         else:
-            cache.clear(folder)
-            files.write_bytes(files.join(folder, PROGRESS), b"{}")  # from now on the folder is known as ours
+            clear(folder)
+            mark(folder, {})
             tokenizer = self._tokenizer(survey, split)
             files.write_bytes(files.join(folder, TOKENIZER), tokenizer.to_json().encode())
         rows = ShardRows(
@@ -249,6 +230,11 @@ class Job:
                 start=val_start,
                 after_batch=lambda place, new: after(Place(place.part + parts, place.pieces), new),
             )
+        if done != total_chars:
+            raise UserError(
+                f"{self.corpus.name} changed while it was read: {total_chars:,} characters first, {done:,} the second "
+                "time. Nothing was kept as complete; run the same again when nobody writes there any more."
+            )
         rows.finish()
 
     def _about(
@@ -304,15 +290,6 @@ def _in_words(split: Split, rows: Rows, val_corpus: Corpus | None) -> str:
     return f"the last {percent} of the text"
 
 
-def open_prepared(folder: str) -> Prepared:
-    """The data in a local folder that was prepared. Raises UserError where it is not complete."""
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise UserError(f"{folder} holds no prepared data: {MANIFEST} is missing. Prepare it with slm-prepare.")
-    train, val = open_shards(folder, manifest)
-    return Prepared(train, val, read_tokenizer(folder), manifest, folder)
-
-
 def prepare(
     data: Any = None,
     *,
@@ -335,8 +312,8 @@ def prepare_settings(settings: Settings, texts: Iterable[str] | None, out: str |
     if texts is None and settings.data.data in (None, ("dummy",)):
         raise UserError("data = 'dummy' is random tokens: there is nothing to prepare. Name a text.")
     to_url = out is not None and files.is_remote(out)
-    if to_url:
-        files.check_writable(str(out))
+    if out is not None:
+        _check_out(out, (*(settings.data.data or ()), *(settings.data.val_data or ())))
     job = Job(
         settings.data,
         texts,
@@ -354,11 +331,33 @@ def prepare_settings(settings: Settings, texts: Iterable[str] | None, out: str |
     return prepared.folder
 
 
+def _check_out(out: str, sources: tuple[str, ...]) -> None:
+    """Raises UserError or StorageError where no tokens can go: early, before the text is read."""
+    if files.is_remote(out):
+        if read_manifest(out) is None:
+            _check_ours(out)
+            files.check_writable(out)
+        return
+    for source in sources:
+        inside = os.path.isdir(source) and Path(out).resolve().is_relative_to(Path(source).resolve())
+        if inside and not files.exists(files.join(out, MANIFEST)):
+            raise UserError(f"--out {out} lies inside {source}, which is read: choose a folder elsewhere.")
+
+
+def _check_ours(folder: str) -> None:
+    """Raises ExistsError where a folder or URL holds files, but no preparation that goes on."""
+    if files.list_names(folder) and not read_mark(folder):
+        raise files.ExistsError(f"--out {folder} is not empty: choose a new folder, or an empty one.")
+
+
 def _upload(prepared: Prepared, url: str, on_progress: Progress) -> None:
     """Copies a prepared folder to a URL, the manifest last. Raises UserError where other data is there."""
     there = read_manifest(url)
-    if there is not None and there["key"] != prepared.about["key"]:
-        raise UserError(f"{url} holds other prepared data: nothing was changed. Choose another --out.")
+    if there is not None:
+        if any(there[name] != prepared.about[name] for name in ("key", "content")):
+            raise UserError(f"{url} holds other prepared data: nothing was changed. Choose another --out.")
+        return
+    mark(url, {"name": prepared.about["name"]})
     total, done = sum(shard["bytes"] for shard in prepared.about["shards"]), 0
     assert prepared.folder is not None
     files.upload(files.join(prepared.folder, TOKENIZER), files.join(url, TOKENIZER), overwrite=True)
@@ -367,3 +366,4 @@ def _upload(prepared: Prepared, url: str, on_progress: Progress) -> None:
         files.upload(files.join(prepared.folder, shard["name"]), files.join(url, shard["name"]), overwrite=True)
         done += shard["bytes"]
     files.upload(files.join(prepared.folder, MANIFEST), files.join(url, MANIFEST), overwrite=True)
+    files.remove(files.join(url, PROGRESS))

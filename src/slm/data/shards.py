@@ -2,7 +2,8 @@
 
 A folder of prepared data holds `train-00000.bin`, `val-00000.bin`, ... (raw uint16 or uint32, little-endian),
 `tokenizer.json`, and `manifest.json`, which is written last and makes it valid. Until then `progress.json` tells how
-far it is.
+far it is. Later shards are longer, so that their number, of which each is an open file, grows with the logarithm of the
+text.
 """
 
 from __future__ import annotations
@@ -10,25 +11,45 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from slm.config import UserError
 from slm.data.encoding import Ids, Place, Rows
+from slm.data.sources import MANIFEST, SHARD_NAME
 from slm.data.tokenizer import Tokenizer
 from slm.data.tokens import Tokens
 from slm.storage import files
 
-MANIFEST, PROGRESS, TOKENIZER = "manifest.json", "progress.json", "tokenizer.json"
+PROGRESS, TOKENIZER = "progress.json", "tokenizer.json"
 FORMAT = "slm prepared data"
 FORMAT_VERSION = 1
-SHARD_TOKENS = 1 << 24  # after which the files of both splits are closed
+SHARD_TOKENS = 1 << 24  # after which the files of both splits are closed, and twice as many after each SAME_LENGTH
+SAME_LENGTH = 16
 SPLITS = ("train", "val")
-SHARD_NAME = re.compile(rf"(?:{'|'.join(SPLITS)})-[0-9]{{5,}}\.bin")
 _STATE = ("place", "chars", "finished", "shards", "documents", "tokens", "counted")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The two rows of tokens, the tokenizer that made them, and what the manifest tells of them."""
+
+    train: Tokens
+    val: Tokens
+    tokenizer: Tokenizer
+    about: dict[str, Any]
+    folder: str | None  # None: in memory
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal text, split and tokenizer, wherever they lie."""
+        settings = self.about["settings"]
+        val_fraction = None if settings["val_data"] else settings["val_fraction"]
+        parts = [self.about["content"], val_fraction, self.about["start_id"], self.tokenizer.to_json()]
+        return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
 
 
 class ShardRows(Rows):
@@ -62,7 +83,8 @@ class ShardRows(Rows):
     def after_batch(self, place: Place, chars: int) -> None:
         """Closes the files when they are long enough; what follows goes into new ones."""
         self.place, self.chars = place, self.chars + chars
-        if sum(shard.num_bytes for shard in self._open.values()) >= SHARD_TOKENS * self.dtype.itemsize:
+        enough = (SHARD_TOKENS << self._group // SAME_LENGTH) * self.dtype.itemsize
+        if sum(shard.num_bytes for shard in self._open.values()) >= enough:
             self.close()
 
     def finish(self) -> None:
@@ -79,7 +101,7 @@ class ShardRows(Rows):
             self.shards.append({"split": SPLITS[where], **shard.close()})
         self._count_groups()
         state = {name: getattr(self, name) for name in _STATE}
-        _write_json(self.folder, PROGRESS, {**state, "name": self.name, "made_from": self.made_from})
+        mark(self.folder, {**state, "name": self.name, "made_from": self.made_from})
 
     def abandon(self) -> None:
         """Removes files that are not complete."""
@@ -88,9 +110,7 @@ class ShardRows(Rows):
         self._open.clear()
 
     def _resume(self) -> None:
-        for name in files.list_names(self.folder):
-            if name.endswith(files.TEMPORARY_SUFFIX):  # left by a process that was killed
-                files.remove(files.join(self.folder, name))
+        remove_temporary(self.folder)
         state = read_json(self.folder, PROGRESS)
         if state.get("made_from") != self.made_from:
             return
@@ -155,35 +175,89 @@ def read_manifest(folder: str) -> dict[str, Any] | None:
     return manifest
 
 
+def mark(folder: str, progress: dict[str, Any]) -> None:
+    """Notes how far a preparation has come; from now on the folder or URL is known as ours."""
+    _write_json(folder, PROGRESS, {"format": FORMAT, **progress})
+
+
+def read_mark(folder: str) -> dict[str, Any]:
+    """What `mark` noted, {} where a folder or URL is not ours or is complete."""
+    progress = read_json(folder, PROGRESS)
+    return progress if progress.get("format") == FORMAT else {}
+
+
+def clear(folder: str) -> None:
+    """Afterwards a folder that is ours holds no prepared data, neither complete nor in part; other files stay."""
+    names = [name for name in files.list_names(folder) if SHARD_NAME.fullmatch(name)]
+    # The manifest first, for without the shards it would lie; last what tells that the folder is ours.
+    for name in (MANIFEST, *names, TOKENIZER, PROGRESS):
+        files.remove(files.join(folder, name))
+    remove_temporary(folder)
+
+
 def write_manifest(folder: str, manifest: dict[str, Any]) -> None:
-    """Makes a folder of complete shards valid."""
+    """Makes a folder of complete shards valid. Raises UserError where one of them has gone since."""
+    _check_sizes(folder, manifest)
     _write_json(folder, MANIFEST, {"format": FORMAT, "format_version": FORMAT_VERSION, **manifest})
     files.remove(files.join(folder, PROGRESS))
 
 
+def open_prepared(folder: str) -> Prepared:
+    """The data in a local folder that was prepared. Raises UserError where it is not complete."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UserError(f"{folder} holds no prepared data: {MANIFEST} is missing. Prepare it with slm-prepare.")
+    train, val = open_shards(folder, manifest)
+    return Prepared(train, val, read_tokenizer(folder), manifest, folder)
+
+
 def open_shards(folder: str, manifest: dict[str, Any]) -> list[Tokens]:
     """The rows of training and validation tokens, as memory maps. Raises UserError where a file is not as it was."""
+    _check_sizes(folder, manifest)
     rows: list[list[Ids]] = [[], []]
     for shard in manifest["shards"]:
         path = files.join(folder, shard["name"])
-        if not files.exists(path) or os.path.getsize(path) != shard["bytes"]:
-            raise UserError(f"{path} is missing or has another size than when it was prepared: {_damaged(folder)}")
-        rows[SPLITS.index(shard["split"])].append(np.memmap(path, dtype=np.dtype(manifest["dtype"]), mode="r"))
+        with files.explaining(path, "open"):
+            rows[SPLITS.index(shard["split"])].append(np.memmap(path, dtype=np.dtype(manifest["dtype"]), mode="r"))
     return [Tokens(arrays, vocab_size=manifest["vocab_size"]) for arrays in rows]
+
+
+def _check_sizes(folder: str, manifest: dict[str, Any]) -> None:
+    for shard in manifest["shards"]:
+        if not _has_size(path := files.join(folder, shard["name"]), shard["bytes"]):
+            raise UserError(f"{path} is missing or has another size than when it was prepared: {_way_out(folder)}")
 
 
 def check_shards(folder: str, manifest: dict[str, Any]) -> None:
     """Raises UserError where a shard's bytes are not those that were written."""
     for shard in manifest["shards"]:
-        path = files.join(folder, shard["name"])
-        with files.open_read(path) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-        if digest != shard["sha256"]:
-            raise UserError(f"{path} is damaged: its checksum is not that of the manifest. {_damaged(folder)}")
+        if not is_whole(folder, shard):
+            path = files.join(folder, shard["name"])
+            raise UserError(f"{path} is damaged: its checksum is not that of the manifest. {_way_out(folder)}")
 
 
-def _damaged(folder: str) -> str:
+def is_whole(folder: str, shard: dict[str, Any]) -> bool:
+    """True where the bytes of a shard, as the manifest describes it, are those that were written."""
+    path = files.join(folder, shard["name"])
+    if not _has_size(path, shard["bytes"]):
+        return False
+    with files.open_read(path) as file:
+        return bool(hashlib.file_digest(file, "sha256").hexdigest() == shard["sha256"])  # type: ignore[arg-type]
+
+
+def _has_size(path: str, num_bytes: int) -> bool:
+    return os.path.isfile(path) and os.path.getsize(path) == num_bytes
+
+
+def _way_out(folder: str) -> str:
     return f"remove the folder {folder} (slm-prepare --clean clears the cache) and prepare the data anew."
+
+
+def remove_temporary(folder: str) -> None:
+    """Removes what a process that was killed left of a file that it was writing."""
+    for name in files.list_names(folder):
+        if name.startswith(".slm-") and name.endswith(files.TEMPORARY_SUFFIX):
+            files.remove(files.join(folder, name))
 
 
 def read_tokenizer(folder: str) -> Tokenizer:

@@ -16,9 +16,9 @@ from slm.config import DataConfig, UserError
 from slm.data import cache
 from slm.data.dataset import TextDataset
 from slm.data.formats import is_token_file, open_tokens
-from slm.data.prepare import EVALUATED_TOKENS, Job, Prepared, Progress, absolute, open_prepared
-from slm.data.shards import MANIFEST, PROGRESS, SHARD_NAME, TOKENIZER, check_shards, read_manifest
-from slm.data.sources import BUILT_IN, check_name, find_files
+from slm.data.prepare import EVALUATED_TOKENS, Job, Progress, absolute
+from slm.data.shards import PROGRESS, TOKENIZER, Prepared, check_shards, open_prepared, read_manifest
+from slm.data.sources import BUILT_IN, MANIFEST, SHARD_NAME, check_name, find_files
 from slm.data.tokenizer import TOKENIZERS, Tokenizer, make_tokenizer
 from slm.data.tokens import Tokens
 from slm.storage import files, listing
@@ -171,7 +171,11 @@ def _prepared_folder(
     folder = name
     if files.is_remote(name):
         on_progress(f"fetching {name}", 0, None)
-        folder = cache.local_folder(name, manifest, lambda: on_progress("waiting for another process", 0, None))
+
+        def waiting() -> None:
+            on_progress("waiting for another process", 0, None)
+
+        folder = cache.local_folder(name, manifest, recheck=recheck, on_wait=waiting)
     elif recheck:
         check_shards(folder, manifest)
     return open_prepared(folder)

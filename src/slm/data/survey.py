@@ -98,13 +98,17 @@ class Survey:
     counts: Counts = field(default_factory=Counts)
     num_chars: int = 0
     part_chars: list[int] = field(default_factory=list)  # characters of each part of the corpus
+    smallest_share: float = 1.0  # of the documents'
     characters: set[str] = field(default_factory=set)  # only where they were asked for
     content: str = ""  # a SHA-256 of all documents, however they came in parts
     sample: _Sample = field(default_factory=lambda: _Sample(SAMPLE_CHARS))
 
     def split(self, val_fraction: float) -> Split:
-        """The rule for this corpus: whole documents by their hash where there are many, else the end of the text."""
-        if self.counts.documents >= FEWEST_DOCUMENTS:
+        """The rule for this corpus: whole documents by their hash where there are many, else the end of the text.
+
+        Where the hash chooses none, as may happen with few documents and a small val_fraction, it is the end as well.
+        """
+        if self.counts.documents >= FEWEST_DOCUMENTS and self.smallest_share < val_fraction:
             return Split(val_fraction, by_hash=True)
         return Split(val_fraction, cut=int(self.num_chars * (1 - val_fraction)))
 
@@ -135,6 +139,7 @@ def take_survey(corpus: Corpus, *, characters: bool, on_progress: Callable[[int]
             if ends:
                 digest.update(b"\xff")  # a byte that UTF-8 never has
             of_document = share(text) if starts else of_document
+            survey.smallest_share = min(survey.smallest_share, of_document)
             for start in range(0, len(text), _SAMPLE_PIECE):
                 survey.sample.add(survey.num_chars + start, of_document, text[start : start + _SAMPLE_PIECE])
             if characters:

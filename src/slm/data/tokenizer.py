@@ -25,6 +25,7 @@ TOKENIZERS = ("bpe", "char", "byte")  # made by slm; any other name is the path 
 _END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 _PIECE_CHARS = 1 << 14  # 16,384 characters: `tokenizers` is fastest at texts of about this length
 _LONGEST_PIECE = 1 << 20
+_BLIND_PIECE = 1 << 17  # of a foreign tokenizer: long, since a cut may change a token, and short enough for all threads
 _PIECES_AT_ONCE = 64
 
 
@@ -66,7 +67,7 @@ class Tokenizer:
         """The text of the chunks in pieces of about 16,000 characters that can be encoded each by itself.
 
         With a tokenizer made by slm the tokens are those of the whole text. A foreign one gives no place that is
-        sure, and a text may have none: it is then cut after 2**20 characters, where a token may differ.
+        sure, and a text may have none: it is then cut after 131,072 characters, where a token may differ.
         """
         return _pieces(chunks, self._cuts)
 
@@ -214,7 +215,7 @@ def _pieces(chunks: Iterable[str], cuts: re.Pattern[str] | None) -> Iterator[str
 
 def _next_cut(text: str, start: int, cuts: re.Pattern[str] | None) -> int | None:
     """Where the piece that begins at `start` ends; None where that depends on what follows the text."""
-    longest = start + _LONGEST_PIECE
+    longest = start + (_LONGEST_PIECE if cuts else _BLIND_PIECE)
     if cuts and len(text) > start + _PIECE_CHARS:
         # Two characters more than the longest, for what the pattern looks at beyond a cut.
         cut = cuts.search(text, start + _PIECE_CHARS, longest + 2)
