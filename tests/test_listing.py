@@ -199,6 +199,13 @@ def test_a_web_address_means_one_file_and_its_query_is_no_wildcard(web: str) -> 
         assert listing.is_single(address, [found])
 
 
+def test_a_server_that_sends_files_only_whole_will_do(web: str, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 30_000  # more than fsspec asks for at once
+    (tmp_path / "large.bin").write_bytes(content)
+    with files.open_read(f"{web}/large.bin") as stream:
+        assert b"".join(iter(lambda: stream.read(2**20), b"")) == content
+
+
 def test_what_a_server_says_is_told_apart_from_no_answer(web: str) -> None:
     with pytest.raises(MissingError, match="nothing"):
         listing.find(f"{web}/nothing")

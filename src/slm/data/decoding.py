@@ -187,12 +187,15 @@ class Source:
 
     def __init__(self, file: BinaryIO, on_read: Callable[[int], None]) -> None:
         self._file, self._on_read, self.failed = file, on_read, False
+        self._ended = False  # some streams complain when they are asked again
 
     def read(self, size: int = -1, /) -> bytes:
         """The next bytes, fewer than `size` at the end only: blocks are the same whenever a file is read."""
         parts: list[bytes] = []
         with self._noticing():
-            while size and (part := self._file.read(size)):
+            while size and not self._ended:
+                part = self._file.read(size)
+                self._ended = not part
                 self._on_read(len(part))
                 parts.append(part)
                 size -= len(part)
@@ -201,6 +204,7 @@ class Source:
     def seek(self, place: int, whence: int = 0, /) -> int:
         """The new place, as of any file."""
         with self._noticing():
+            self._ended = False
             return self._file.seek(place, whence)
 
     def tell(self) -> int:

@@ -129,7 +129,11 @@ def _store(path: str) -> Any:
         from slm.storage import gcs
 
         return gcs
-    return _Fsspec() if is_remote(path) else _Local()
+    if not is_remote(path):
+        return _Local()
+    from slm.storage import fsspec_urls
+
+    return fsspec_urls
 
 
 def exists(path: str) -> bool:
@@ -156,7 +160,10 @@ def read_bytes(path: str) -> bytes:
 
 
 def open_read(path: str) -> contextlib.AbstractContextManager[BinaryIO]:
-    """A seekable stream over a file too large for memory; remote bytes carry no checksum (download verifies)."""
+    """A stream over a file too large for memory; remote bytes carry no checksum (download verifies).
+
+    It is seekable, but for a file of a web server that sends files only whole.
+    """
     return cast("contextlib.AbstractContextManager[BinaryIO]", _store(path).open_read(path))
 
 
@@ -328,73 +335,3 @@ class _Local:
     def remove(self, path: str) -> None:
         with explaining(path, "remove"), contextlib.suppress(FileNotFoundError):
             os.remove(path)
-
-
-@contextlib.contextmanager
-def _filesystem(path: str, doing: str) -> Iterator[Any]:
-    """Yields the fsspec file system of a URL; whatever it raises in the block becomes a StorageError."""
-    from fsspec.core import url_to_fs
-
-    with explaining(path, doing):
-        try:
-            yield url_to_fs(path, **({"auto_mkdir": True} if _scheme(path) == "file" else {}))[0]
-        except OSError:
-            raise
-        except Exception as error:  # each package behind fsspec has its own family of exceptions
-            raise OSError(f"{type(error).__name__}: {error}") from error
-
-
-class _Fsspec:
-    """Every URL but gs://, through fsspec."""
-
-    def exists(self, path: str) -> bool:
-        with _filesystem(path, "look at") as system:
-            return bool(system.exists(path))
-
-    def is_folder(self, path: str) -> bool:
-        with _filesystem(path, "look at") as system:
-            return bool(system.isdir(path))
-
-    def list_names(self, path: str) -> list[str]:
-        with _filesystem(path, "list") as system:
-            found = system.ls(path, detail=False, refresh=True) if system.isdir(path) else []
-            return [name.rstrip("/").rpartition("/")[2] for name in found]
-
-    @contextlib.contextmanager
-    def open_read(self, path: str) -> Iterator[BinaryIO]:
-        with _filesystem(path, "read") as system:
-            stream = system.open(path, "rb")
-        with stream, explaining(path, "read"):
-            yield stream
-
-    def upload(self, local_path: str, path: str, *, overwrite: bool) -> None:
-        temporary = f"{path}.{os.urandom(6).hex()}{TEMPORARY_SUFFIX}"
-        with _filesystem(path, "write") as system:
-            # Under a temporary name first: few of these systems promise whole-or-absent.
-            try:
-                system.put_file(local_path, temporary)
-                self._compare(system, temporary, local_path)
-                system.mv(temporary, path)
-            except BaseException:
-                if system.exists(temporary):
-                    system.rm_file(temporary)
-                raise
-
-    def _compare(self, system: Any, path: str, local_path: str) -> None:
-        here, there = os.path.getsize(local_path), system.info(path).get("size")
-        if there not in (None, here):
-            raise StorageError(f"{path!r} has {there} bytes, its copy {local_path!r} has {here}: copy again.")
-
-    def download(self, path: str, local_path: str) -> None:
-        with replace_file(local_path) as temporary, _filesystem(path, "read") as system:
-            system.get_file(path, temporary)
-            self._compare(system, path, temporary)
-
-    def move(self, source: str, target: str) -> None:
-        with _filesystem(source, "move") as system:
-            system.mv(source, target)
-
-    def remove(self, path: str) -> None:
-        with _filesystem(path, "remove") as system:
-            if system.exists(path):
-                system.rm_file(path)

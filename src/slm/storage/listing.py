@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from slm.config import UserError
 from slm.storage import files
 from slm.storage.files import MissingError, StorageError
+from slm.storage.fsspec_urls import filesystem
 
 _MAGIC = re.compile(r"[*?\[]")
 _LEFT_OUT = "Names that begin with a dot and __pycache__ are left out."
@@ -236,7 +237,7 @@ class _Fsspec:
     """Every other storage, through fsspec."""
 
     def look(self, path: str) -> FileInfo | str | None:
-        with files._filesystem(path, "look at") as system:
+        with filesystem(path, "look at") as system:
             system.invalidate_cache()
             try:
                 told = system.info(path)
@@ -245,7 +246,7 @@ class _Fsspec:
         return "folder" if told["type"] == "directory" else _told(path, told)
 
     def entries(self, folder: str) -> Iterator[_Entry]:
-        with files._filesystem(folder, "list") as system:
+        with filesystem(folder, "list") as system:
             itself = system._strip_protocol(folder).strip("/")
             listed = system.ls(folder, detail=True)
         for told in listed:
@@ -263,7 +264,7 @@ class _Web(_Fsspec):
     """http:// and https://: single files; `?` begins a query there, and folders cannot be listed."""
 
     def look(self, path: str) -> FileInfo | str | None:
-        with files._filesystem(path, "look at") as system:
+        with filesystem(path, "look at") as system:
             try:
                 return _told(path, system.info(path))
             except FileNotFoundError as error:
