@@ -173,7 +173,11 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         else:
             super().do_HEAD()
 
-    do_GET = do_HEAD
+    def do_GET(self) -> None:
+        if self.path.startswith("/secret"):
+            self.send_error(403)
+        else:
+            super().do_GET()
 
     def log_message(self, format: str, *args: object) -> None:
         pass
