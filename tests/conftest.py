@@ -95,9 +95,9 @@ def text_file(tmp_path: Path, text: str) -> str:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits of milliseconds, and resumable uploads from 256 KiB on."""
-    for name, seconds in {"FIRST_WAIT": 0.01, "ANSWER": 2.0, "RETRY": 2.0, "CHECK_ANSWER": 0.3}.items():
+    for name, seconds in {"FIRST_WAIT": 0.01, "ANSWER": 2.0, "RETRY": 2.0, "CHECK_ANSWER": 2.0}.items():
         monkeypatch.setattr(gcs, f"{name}_SECONDS", seconds)
-    monkeypatch.setattr(gcs, "CHECK_RETRY_SECONDS", 0.3)
+    monkeypatch.setattr(gcs, "CHECK_RETRY_SECONDS", 2.0)
     monkeypatch.setattr(gcs, "CHUNK_BYTES", 256 * 1024)
     monkeypatch.setattr(client_blob, "_MAX_MULTIPART_SIZE", 256 * 1024)
 

@@ -41,11 +41,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def made(data: Any = "text.txt", on_progress: Any = lambda *_: None, **keys: Any) -> Prepared:
     """The prepared data as training gets it."""
-    keys, texts = as_settings(data, {"tokenizer": "char", **keys})
+    keys, texts, val_texts = as_settings(data, {"tokenizer": "char", **keys})
     settings = layered(keys, "keyword")
     return Job(
         settings.data,
         texts,
+        val_texts,
         vocab_size=settings.model.vocab_size,
         recheck=settings.options.recheck,
         on_progress=on_progress,
@@ -130,7 +131,7 @@ def test_the_key_stays_where_the_tokens_do(here: Path) -> None:
     assert made(vocab_size=300).about["key"] == key  # a bound for bpe alone
     assert made("./text.txt").about["key"] == key
     assert made(Path(here / "text.txt")).about["key"] == key
-    assert made(["text.txt"]).about["key"] != key  # a text of 8 letters
+    assert made(["the text"]).about["key"] != key
 
 
 def test_a_changed_text_of_equal_size_and_date_is_found_when_it_is_looked_for() -> None:
@@ -145,7 +146,7 @@ def test_a_changed_text_of_equal_size_and_date_is_found_when_it_is_looked_for() 
     assert len(keys_in_cache()) == 1
 
 
-def test_recheck_finds_a_damaged_shard_and_leaves_a_good_one_as_it_is(here: Path) -> None:
+def test_a_damaged_shard_is_made_anew_once_it_is_noticed_and_a_good_one_stays(here: Path) -> None:
     folder = made().folder
     assert folder
     before = states(Path(folder))
@@ -156,8 +157,12 @@ def test_recheck_finds_a_damaged_shard_and_leaves_a_good_one_as_it_is(here: Path
     data[-1] ^= 1
     shard.write_bytes(data)
     made()
-    with pytest.raises(UserError, match=r"is damaged.*slm-prepare --clean"):
-        made(recheck=True)
+    assert shard.read_bytes() == data
+    made(recheck=True)
+    assert shard.read_bytes() == before[shard.name][1]
+    shard.write_bytes(data[:-2])
+    made()
+    assert shard.read_bytes() == before[shard.name][1]
 
 
 def test_texts_from_python_are_known_by_their_content(encoded_pieces: list[int]) -> None:

@@ -20,7 +20,7 @@ from slm.storage import files
 
 SIZES = [f"--{name}={value}" for name, value in SMALL.items() if name not in ("quiet", "max_steps")]
 CONTROL_CODES = re.compile(r"[\x00-\x08\x0b-\x1f]")
-pytestmark = pytest.mark.filterwarnings("ignore:only . steps")
+pytestmark = pytest.mark.filterwarnings("ignore:only . step")
 
 
 @pytest.fixture(autouse=True)

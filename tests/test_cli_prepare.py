@@ -157,6 +157,7 @@ def test_an_interruption_ends_as_shells_count(
 
     monkeypatch.setattr(prepare_module, "take_survey", interrupted)
     assert prepare.main(["--data", "text.txt"]) == 130
+    assert "stopped; the same command goes on" in capsys.readouterr().err
 
 
 def test_the_help_tells_of_its_flags_and_of_no_others(capsys: pytest.CaptureFixture[str]) -> None:

@@ -203,6 +203,28 @@ def test_a_web_address_means_one_file_and_its_query_is_no_wildcard(web: str) -> 
         assert listing.is_single(address, [found])
 
 
+@pytest.mark.parametrize(
+    "rest",
+    ["", "/", "/?id=7", "/d/", "/d/#top", "/*.txt", "/d/**", "/x[1].txt", "/[ab].txt?x=1", "?x", "//"],
+)
+def test_a_web_address_that_names_no_file_is_refused_without_asking(rest: str) -> None:
+    for host in ("http://127.0.0.1:9", "https://nosuch.invalid", "http://[0:0:0:0:0:0:0:1]:9"):
+        with pytest.raises(UserError, match="means one file: there are no folders or globs on the web") as error:
+            listing.find(host + rest)
+        assert repr(host + rest) in str(error.value)
+        assert not listing.is_folder(host + rest)
+
+
+def test_brackets_of_a_host_and_wildcards_of_a_query_are_none_of_a_path(web: str, tmp_path: Path) -> None:
+    for address in ("http://[0:0:0:0:0:0:0:1]:9/a.txt", "http://user:pa*s@127.0.0.1:9/a.txt"):
+        with pytest.raises(StorageError, match="no answer"):
+            listing.find(address)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "index.html").write_text("abc")
+    (found,) = listing.find(f"{web}/d/?file=[7]*")
+    assert found.size == 3
+
+
 def test_a_server_that_sends_files_only_whole_will_do(web: str, tmp_path: Path) -> None:
     content = bytes(range(256)) * 30_000  # more than fsspec asks for at once
     (tmp_path / "large.bin").write_bytes(content)

@@ -24,7 +24,7 @@ from slm.data.stories import stories
 from slm.settings import as_settings, layered
 from slm.storage import files
 
-pytestmark = pytest.mark.filterwarnings("ignore:only . steps", "ignore:the plan reads", "ignore:the vocabulary of")
+pytestmark = pytest.mark.filterwarnings("ignore:only . step", "ignore:the plan reads", "ignore:the vocabulary of")
 SIZES = {**SMALL, "max_steps": 3}
 SIZES_ALONE = {name: value for name, value in SIZES.items() if name != "tokenizer"}
 
@@ -43,11 +43,12 @@ def states(folder: str | Path) -> dict[str, tuple[int, bytes]]:
 
 def loaded(data: Any, **keys: Any) -> PreparedData:
     """What training gets."""
-    keys, given = as_settings(data, keys)
+    keys, given, val_given = as_settings(data, keys)
     settings = layered(keys, "keyword")
     return load_data(
         settings.data,
         given,
+        val_given,
         vocab_size=settings.model.vocab_size,
         max_seq_len=16,
         seed=0,
@@ -194,6 +195,25 @@ def test_a_setting_that_contradicts_a_prepared_folder_is_refused_with_both(here:
         slm.train("out", **{**SIZES_ALONE, name: CONTRADICTIONS[name]})
 
 
+def test_a_setting_that_meets_nothing_is_told(here: Path) -> None:
+    (here / "posts.jsonl").write_text('{"body": "a|b"}\n' * 40)
+    cases: list[tuple[Any, dict[str, Any], bool]] = [
+        ("text.txt", {"text_field": "body"}, True),
+        ("posts.jsonl", {"text_field": "body"}, False),
+        ([Path("text.txt"), Path("posts.jsonl")], {"text_field": "body"}, False),
+        (["a text. " * 20], {"text_field": "body"}, True),
+        ("text.txt", {"split_documents_on": "zzzz"}, True),
+        ("text.txt", {"split_documents_on": "\\n"}, False),
+        ("posts.jsonl", {"text_field": "body", "split_documents_on": "|"}, True),
+        ("text.txt", {}, False),
+    ]
+    for data, keys, expected in cases:
+        told = loaded(data, tokenizer="byte", **keys).found
+        assert any("has no effect" in line or "occurs in no plain text" in line for line in told) == expected
+    found = loaded("text.txt", val_data="posts.jsonl", text_field="body").found
+    assert [line.startswith("validation: ") for line in found] == [False, False, True]
+
+
 def test_a_text_given_as_a_path_is_no_folder() -> None:
     for text in ("To be,\nor not to be", "word " * 500):
         with pytest.raises(UserError, match="literal text goes in a list"):
@@ -208,7 +228,7 @@ def test_settings_that_agree_with_a_prepared_folder_are_welcome(here: Path) -> N
     prepare("text.txt", **keys, out="out")
     data = loaded("out", **{**keys, "val_data": str(here / "val.txt")}, recheck=True)
     assert data.vocab_size == 270
-    assert data.kept == "out"
+    assert data.folder == "out"
     prepare("text.txt", tokenizer="char", out="letters")
     assert loaded("letters", vocab_size=300).vocab_size < 300  # a bound for bpe alone
     assert data.name == "text.txt"
@@ -244,7 +264,7 @@ def test_a_vocabulary_is_learned_from_training_text_alone(here: Path, case: str)
 def test_val_data_is_all_that_is_validated_on_and_none_of_it_is_trained_on(here: Path) -> None:
     for name, text in {"val.txt": "abc", "more.txt": "cab"}.items():
         (here / name).write_text(text)
-    data = loaded("text.txt", val_data=["val.txt", "more.txt"], tokenizer="byte")
+    data = loaded("text.txt", val_data=[Path("val.txt"), Path("more.txt")], tokenizer="byte")
     assert data.tokenizer
     end = data.tokenizer.end_id
     assert data.val_dataset.tokens[:].tolist() == [*data.tokenizer.encode("abc"), end, *data.tokenizer.encode("cab")]
@@ -354,7 +374,7 @@ def test_recheck_mends_what_was_fetched_from_a_url(here: Path) -> None:
     url = f"memory://recheck/{here.name}"
     prepare("text.txt", tokenizer="char", out=url)
     first = loaded(url)
-    shard = Path(first.kept, "train-00000.bin")
+    shard = Path(str(first.folder), "train-00000.bin")
     shard.write_bytes(bytes(shard.stat().st_size))
     assert set(loaded(url).train_dataset.tokens[:].tolist()) == {0}
     again = loaded(url, recheck=True)

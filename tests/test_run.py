@@ -105,7 +105,7 @@ def test_the_validation_part_is_the_tail_and_is_not_trained_on(text: str) -> Non
 def test_bpe_learns_nothing_from_the_validation_part(text: str) -> None:
     cut = int(len(text) * 0.9)
     settings = SMALL | {"tokenizer": "bpe", "vocab_size": 300, "max_steps": 1}
-    with pytest.warns(UserWarning, match="only 1 steps"):
+    with pytest.warns(UserWarning, match="only 1 step:"):
         run = slm.train([text[:cut] + "ZY" * 500 + "Z" * (len(text) - cut - 1000)], **settings)
     assert run.tokenizer is not None
     assert run.tokenizer.to_json() == slm.make_tokenizer("bpe", [text[:cut]], 300).to_json()
@@ -473,6 +473,29 @@ def test_generation_ends_where_the_model_ends_its_document(
     assert run.generate("a ") == "a "
 
 
+def test_a_prompt_begins_a_document_where_the_model_has_seen_many_begin(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts: list[list[int]] = []
+
+    def spy(model: Any, prompt: torch.Tensor, **_: Any) -> Iterator[int]:
+        prompts.append(prompt.tolist())
+        return iter(())
+
+    monkeypatch.setattr(run_module, "stream_tokens", spy)
+    lines = text.splitlines()
+    for documents, begins in ((lines[:150], True), (lines[:20], False)):
+        run = slm.train(documents, **SMALL, model_dir=tmp_path / str(begins))
+        assert run.tokenizer is not None
+        expected = [run.tokenizer.end_id] * begins + run.tokenizer.encode("the")
+        prompts.clear()
+        assert run.generate("the") == "the"
+        slm.load(tmp_path / str(begins)).generate("the")
+        assert prompts == [expected, expected]
+    run = slm.train(lines[:20], **SMALL, mask_documents=True)
+    assert run.start_id == run.model.config.document_start is not None
+
+
 def test_a_text_that_only_spells_the_end_goes_on(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = slm.train([text], **(SMALL | {"tokenizer": "byte"}))
     assert run.tokenizer is not None
@@ -493,7 +516,7 @@ def prepared(data: Any, **settings: Any) -> PreparedData:
 PLAN = {"max_seq_len": 16, "max_steps": 300, "model_dir": None}
 
 
-def rows(data: PreparedData, **settings: Any) -> dict[str, str]:
+def rows(data: PreparedData, /, **settings: Any) -> dict[str, str]:
     """The header of a run of 100 steps an epoch."""
     plan = layered(PLAN | settings, "keyword")
     model = dataclasses.replace(plan.model, vocab_size=data.vocab_size)
@@ -524,17 +547,30 @@ def test_the_header_tells_each_choice_in_its_row(text: str) -> None:
     assert told["tokenizer"] == f"char, vocabulary {data.vocab_size}"
     assert told["model"].startswith("2 layers x 32, ")
     assert told["machine"] == "the only one there is"
-    assert told["memory"] == "about 1.23 GB"
+    assert told["memory"] == "about 1.2 GB"
     assert told["steps"] == "300 of 128 tokens: 3 epochs of 100 steps"
     assert told["saved in"].startswith("memory only")
     assert rows(data, model_dir="there")["saved in"] == "there"
 
 
 def test_the_header_tells_where_tokens_are_kept_and_how_much_was_skipped(text: str) -> None:
-    data = dataclasses.replace(prepared([text]), kept="/the/cache/0123", name="big.txt", found=("a lot", "skipped: 1"))
+    data = dataclasses.replace(
+        prepared([text]), folder="/the/cache/0123", name="big.txt", found=("a lot", "skipped: 1")
+    )
     told = rows(data)
     assert told["data"] == "big.txt: a lot; skipped: 1"
-    assert told["tokens"].endswith("kept /the/cache/0123")
+    assert told["tokens"].endswith("kept in /the/cache/0123")
+
+
+def test_the_header_tells_what_a_corpus_presets_and_how_short_a_plan_is(text: str) -> None:
+    data = prepared([text])
+    told = rows(data, data="stories", batch_size=4, num_layers=1, max_steps=1)
+    assert told["preset"].startswith("val_fraction 0.01, vocab_size 2048, ")
+    assert "batch_size" not in told["preset"]
+    assert "preset" not in rows(data, data="python")
+    assert told["model"].startswith("1 layer x ")
+    assert told["steps"].endswith(": 0.01 epochs of 100 steps")
+    assert rows(data, max_steps=100)["steps"].endswith(": 1 epoch of 100 steps")
 
 
 def test_the_header_says_that_random_tokens_cannot_be_learned() -> None:
@@ -542,7 +578,7 @@ def test_the_header_says_that_random_tokens_cannot_be_learned() -> None:
     assert told["data"] == "dummy"
     assert told["tokens"].startswith("9,000 per epoch, random, ")
     assert told["tokens"].endswith(f"ln(50) = {math.log(50):.3f}")
-    assert told["tokenizer"] == "none"
+    assert told["tokenizer"] == "none, vocabulary 50"
 
 
 def test_the_header_tells_validation_tokens_beyond_a_million() -> None:
@@ -640,7 +676,7 @@ def test_what_a_corpus_presets_is_taken_but_not_asked_for(tmp_path: Path, monkey
 
 def test_a_vocabulary_that_only_the_corpus_presets_is_no_upper_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PRESETS, "stories", {"vocab_size": 100})
-    with pytest.warns(UserWarning, match="only 1 steps"):
+    with pytest.warns(UserWarning, match="only 1 step:"):
         run = slm.train("stories:50KB", **(SMALL | {"tokenizer": "byte", "max_steps": 1}))
     assert run.model.config.vocab_size == 257
 

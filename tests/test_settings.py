@@ -291,6 +291,14 @@ def test_what_the_corpus_presets_is_taken_and_is_not_asked_for(data: Any) -> Non
     assert settings.asked() == meant({"data": data, "embed_dim": 64})
 
 
+def test_a_share_for_validation_suits_the_preset_size_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS, "stories", {"val_fraction": 0.25, "epochs": 3})
+    for data, share in (("stories", 0.25), ("stories:5MB", 0.1)):
+        settings = layered({"data": data}, "flag")
+        assert (settings.data.val_fraction, settings.train.epochs) == (share, 3)
+    assert layered({"data": "stories:5MB", "val_fraction": 0.4}, "flag").data.val_fraction == 0.4
+
+
 @pytest.mark.usefixtures("preset")
 @pytest.mark.parametrize(
     "data",
@@ -341,38 +349,32 @@ def test_a_repeated_run_takes_nothing_from_a_preset(tmp_path: Path, monkeypatch:
 
 def test_paths_from_python_name_files() -> None:
     for data in ("a.txt", Path("a.txt")):
-        assert as_settings(data, {}) == ({"data": "a.txt"}, None)
+        assert as_settings(data, {}) == ({"data": "a.txt"}, None, None)
     for several in ([Path("a.txt"), Path("b")], (Path("a.txt"), Path("b"))):
-        assert as_settings(several, {"epochs": 2}) == ({"epochs": 2, "data": ["a.txt", "b"]}, None)
+        assert as_settings(several, {"epochs": 2}) == ({"epochs": 2, "data": ["a.txt", "b"]}, None, None)
 
 
 @pytest.mark.parametrize("data", [["a.txt"], ["a.txt", "b"], ("a",), [], [1, 2], {"text": ["a"]}, b"a", 7], ids=repr)
 def test_anything_else_from_python_is_the_data_itself(data: Any) -> None:
-    keys, given_data = as_settings(data, {"epochs": 2})
+    keys, given_data, given_val_data = as_settings(data, {"epochs": 2, "val_data": data})
     assert keys == {"epochs": 2}
-    assert given_data is data
+    assert given_data is given_val_data is data
 
 
 def test_texts_that_come_once_are_not_used_up() -> None:
     texts = iter(["a", "b"])
-    keys, given_data = as_settings(texts, {})
+    keys, given_data, _ = as_settings(texts, {})
     assert keys == {}
     assert list(given_data) == ["a", "b"]
 
 
 def test_without_data_nothing_is_named() -> None:
-    assert as_settings(None, {"seed": 1}) == ({"seed": 1}, None)
+    assert as_settings(None, {"seed": 1}) == ({"seed": 1}, None, None)
 
 
 def test_settings_from_python_may_be_paths() -> None:
-    keys, _ = as_settings(None, {"tokenizer": Path("t.json"), "val_data": Path("v.txt"), "config": Path("c.toml")})
+    keys, *_ = as_settings(None, {"tokenizer": Path("t.json"), "val_data": Path("v.txt"), "config": Path("c.toml")})
     assert keys == {"tokenizer": "t.json", "val_data": "v.txt", "config": "c.toml"}
-    for several in ([Path("v.txt"), "w.txt"], (Path("v.txt"), "w.txt")):
-        keys, _ = as_settings(None, {"val_data": several})
+    for several in ([Path("v.txt"), Path("w.txt")], (Path("v.txt"), Path("w.txt"))):
+        keys, *_ = as_settings(None, {"val_data": several})
         assert merge({"keyword": keys}).data.val_data == ("v.txt", "w.txt")
-
-
-@pytest.mark.parametrize("value", [3, [3], [None], ["v.txt", 3], [b"v.txt"], []], ids=repr)
-def test_validation_data_that_is_no_path_is_refused_by_name(value: Any) -> None:
-    with pytest.raises(UserError, match="val_data"):
-        merge({"keyword": as_settings(None, {"val_data": value})[0]})

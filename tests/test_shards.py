@@ -65,7 +65,7 @@ def keys(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     cases: dict[str, dict[str, Any]] = {
         "cut": {"data": path["text"], "tokenizer": "bpe", "vocab_size": 300},
         "hash": {"data": path["lines"], "split_documents_on": "\n", "tokenizer": "char", "val_fraction": 0.3},
-        "val_data": {"data": path["a"], "val_data": [path["val"], path["b"]], "tokenizer": "byte"},
+        "val_data": {"data": path["a"], "val_data": [Path(path["val"]), Path(path["b"])], "tokenizer": "byte"},
         "several": {"data": [Path(path[name]) for name in ("a", "b", "val")], "tokenizer": "byte", "val_fraction": 0.4},
         "stories": {"data": "stories:3KB", "tokenizer": "bpe", "vocab_size": 300, "val_fraction": 0.4},
     }
@@ -294,7 +294,7 @@ def test_settings_that_changed_in_between_begin_anew(
 
 @pytest.mark.parametrize("damage", ["shorter", "longer", "missing"])
 @pytest.mark.parametrize("keys", ["cut"], indirect=True)
-def test_a_shard_of_another_size_is_a_user_error_that_tells_what_to_do(
+def test_with_a_shard_of_another_size_nothing_trains_and_preparing_again_mends_it(
     keys: dict[str, Any], damage: str, tmp_path: Path
 ) -> None:
     out = prepare(**keys, out=tmp_path / "out")
@@ -304,12 +304,11 @@ def test_a_shard_of_another_size_is_a_user_error_that_tells_what_to_do(
         shard.unlink()
     else:
         shard.write_bytes(data[:-2] if damage == "shorter" else data + b"\0\0")
-    with pytest.raises(UserError, match=r"train-00001\.bin.*slm-prepare --clean"):
+    with pytest.raises(UserError, match=r"train-00001\.bin.* Remove that folder"):
         open_prepared(out)
-    with pytest.raises(UserError, match=r"train-00001\.bin.*slm-prepare --clean"):
-        prepare(**keys, out=out)
-    with pytest.raises((UserError, files.StorageError), match=r"train-00001\.bin"):
-        prepare(**keys, out=out, recheck=True)
+    prepare(**keys, out=out)
+    assert shard.read_bytes() == data
+    open_prepared(out)
 
 
 @pytest.mark.parametrize("keys", ["cut"], indirect=True)
@@ -317,12 +316,16 @@ def test_one_flipped_bit_is_found_when_it_is_looked_for(keys: dict[str, Any], tm
     out = prepare(**keys, out=tmp_path / "out")
     shard = tmp_path / "out" / "val-00000.bin"
     shard = shard if shard.exists() else next((tmp_path / "out").glob("val-*.bin"))
-    data = bytearray(shard.read_bytes())
+    good = shard.read_bytes()
+    data = bytearray(good)
     data[10] ^= 1
     shard.write_bytes(data)
     prepare(**keys, out=out)
-    with pytest.raises(UserError, match=rf"{shard.name} is damaged.*slm-prepare --clean"):
-        prepare(**keys, out=out, recheck=True)
+    assert shard.read_bytes() == data
+    with pytest.raises(UserError, match=rf"{shard.name} is damaged.* Remove that folder"):
+        shards.check_shards(out, json.loads((tmp_path / "out" / MANIFEST).read_text()))
+    prepare(**keys, out=out, recheck=True)
+    assert shard.read_bytes() == good
 
 
 def test_shards_double_in_length_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,8 +136,20 @@ def test_nothing_is_read_before_it_is_asked_for() -> None:
 
 @pytest.mark.parametrize("name", ["nothing.txt", "nothing/*.txt", "memory://nothing/a.txt"])
 def test_a_missing_file_leads_to_the_other_meanings_of_a_name(name: str) -> None:
-    with pytest.raises(MissingError, match=r"nothing.*built-in corpus \(dummy, python, stories\); in Python, literal"):
+    with pytest.raises(
+        MissingError, match=r"nothing.*Built-in corpora are dummy, python, stories\. In Python, literal"
+    ):
         read_corpus(("python", name))
+
+
+def test_a_list_of_texts_that_are_all_names_of_files_is_a_mistake() -> None:
+    for name in ("a.txt", "b.txt"):
+        write(name, "text")
+    for names in (["a.txt"], ("a.txt", "b.txt")):
+        with pytest.raises(UserError, match=r"val_data is a list of str.*\[Path\('a\.txt'\), \.\.\.\]"):
+            read_texts(names, "val_data")
+    assert read_texts(["a.txt", "no file"]).num_parts == 1
+    assert read_texts(["a.txt"] * 101).num_parts == 1
 
 
 @pytest.mark.parametrize("text", ["two\nlines", "word " * 300])

@@ -34,11 +34,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def loaded(data: Any, **keys: Any) -> PreparedData:
     """What training gets."""
-    keys, given = as_settings(data, keys)
+    keys, given, val_given = as_settings(data, keys)
     settings = layered(keys, "keyword")
     return load_data(
         settings.data,
         given,
+        val_given,
         vocab_size=settings.model.vocab_size,
         max_seq_len=16,
         seed=0,
@@ -106,7 +107,7 @@ def test_a_model_learns_from_token_ids() -> None:
 
 @pytest.mark.parametrize("given", [False, True])
 def test_val_data_of_token_ids_is_all_that_is_validated_on(given: bool) -> None:
-    names = [written("val.bin", IDS[:30]), written("more.npy", [70, 71])]
+    names = [Path(written("val.bin", IDS[:30])), Path(written("more.npy", [70, 71]))]
     data = loaded(IDS if given else written("train.bin", IDS), val_data=names)
     assert rows(data) == (IDS, [*IDS[:30], 70, 71])
     assert data.vocab_size == 72
@@ -129,6 +130,53 @@ def test_token_ids_and_text_do_not_mix(here: Path, given: bool) -> None:
     ):
         with pytest.raises(UserError, match=r"ids|text 1 of data is a int"):
             loaded(data, **keys)
+
+
+TEXTS = ["a text for training. " * 9, "and another one. " * 9]
+VAL_TEXTS = ["what validates. " * 9, "and this. " * 9]
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_validation_texts_from_python_are_all_that_is_validated_on(here: Path, once: bool) -> None:
+    for name, texts in (("train.txt", TEXTS[:1]), ("val.txt", VAL_TEXTS[:1])):
+        (here / name).write_text(texts[0])
+    given = (text for text in VAL_TEXTS) if once else VAL_TEXTS
+    data = loaded(TEXTS, val_data=given, tokenizer="byte")
+    assert data.tokenizer
+    end = [data.tokenizer.end_id]
+    expected = [data.tokenizer.encode(text) for text in (*TEXTS, *VAL_TEXTS)]
+    assert rows(data) == (expected[0] + end + expected[1], expected[2] + end + expected[3])
+    assert data.split == "all of val_data given in Python"
+    mixed = loaded("train.txt", val_data=VAL_TEXTS[:1], tokenizer="byte")
+    assert mixed.fingerprint == loaded("train.txt", val_data="val.txt", tokenizer="byte").fingerprint
+    assert rows(mixed) == (expected[0], expected[2])
+    assert rows(loaded(TEXTS[:1], val_data="val.txt", tokenizer="byte")) == rows(mixed)
+    assert rows(loaded(slm.prepare(TEXTS[:1], val_data=VAL_TEXTS[:1], tokenizer="byte"))) == rows(mixed)
+
+
+def test_validation_ids_from_python_are_all_that_is_validated_on() -> None:
+    for ids in ([3, 2, 1], np.array([3, 2, 1]), (id for id in [3, 2, 1])):
+        assert rows(loaded(IDS, val_data=ids))[1] == [3, 2, 1]
+    assert rows(loaded(written("ids.bin", IDS), val_data=[3, 2, 1])) == (IDS, [3, 2, 1])
+
+
+def test_validation_data_that_does_not_fit_the_data_is_refused_by_name(here: Path) -> None:
+    (here / "text.txt").write_text("a text " * 50)
+    prepared = slm.prepare("text.txt", tokenizer="byte", out="prepared")
+    mistakes: list[tuple[Any, Any]] = [
+        (None, ["text"]), ("dummy", [1, 2]), (prepared, ["text"]), ("text.txt", [1, 2]), (["text"], [1, 2]),
+        ([1, 2], ["text"]), (IDS, []), (["text"], []), (["text"], 3), (["text"], b"text"), (["text"], [b"text"]),
+        (["text"], [None]), (["text"], ["text", 3]), (IDS, ["text.txt"]), (["text"], ["text.txt"]),
+    ]  # fmt: skip
+    for data, val_data in mistakes:
+        with pytest.raises(UserError, match="val_data"):
+            loaded(data, val_data=val_data)
+
+
+def test_an_id_that_no_vocabulary_holds_is_named() -> None:
+    for ids, told in (([0, 10**20] * 50, 10**20), ([0, -(10**20)] * 50, -(10**20)), ([0, 4 * 10**11] * 50, 4 * 10**11)):
+        with pytest.raises(UserError, match=f"data.* holds the id {told}|Python holds the id {told}"):
+            loaded(ids)
 
 
 def test_an_id_beyond_the_vocabulary_that_was_asked_for_is_refused() -> None:

@@ -237,7 +237,7 @@ class DataConfig(_Checked):
         everyday=True,
     )
     val_data: tuple[str, ...] | None = setting(
-        None, "What to validate on, in the same forms, instead of a part of --data.", group="data"
+        None, "What to validate on, in the forms of --data, instead of a part of it.", group="data"
     )
     val_fraction: float = setting(
         0.1,

@@ -6,8 +6,9 @@ import math
 import warnings
 
 from slm.config import ModelConfig, TrainConfig
+from slm.data.counts import many, size_in_words
 from slm.data.splits import PreparedData
-from slm.settings import Settings
+from slm.settings import PRESET, Settings, flat
 from slm.training.device import Machine
 
 FEW_STEPS = 100
@@ -33,18 +34,29 @@ def header(
         "tokens": _tokens(data, model),
         "validation": _validation(data),
         "tokenizer": _tokenizer(settings, data, model),
-        "model": f"{model.num_layers} layers x {model.embed_dim}, {model.num_parameters:,} parameters, "
+        "model": f"{many(model.num_layers, 'layer')} x {model.embed_dim}, {model.num_parameters:,} parameters, "
         f"windows of {model.max_seq_len}",
         "machine": machine.why,
-        "memory": f"about {memory / 1e9:.2f} GB",
-        "steps": f"{total_steps:,} of {positions:,} tokens: {epochs:.3g} epochs of {steps_per_epoch:,} steps",
+        "memory": f"about {size_in_words(memory)}",
+        "steps": f"{total_steps:,} of {positions:,} tokens: {_epochs(epochs)} of {many(steps_per_epoch, 'step')}",
         "saved in": settings.options.model_dir or "memory only; run.save(path) writes it",
     }
     if data.source_bits_per_byte:
         rows["yardstick"] = (
-            f"the source's entropy is {data.source_bits_per_byte:.3f} bits per byte: on average no model can do better"
+            f"the source's entropy, on this validation text, is {data.source_bits_per_byte:.3f} bits per byte: on "
+            "average no model can do better"
         )
+    if preset := [name for name, layer in settings.origins.items() if layer == PRESET]:
+        values = flat(settings.data, settings.model, settings.train)
+        rows["preset"] = f"{', '.join(f'{name} {values[name]}' for name in preset)}; what you set wins"
     return rows
+
+
+def _epochs(epochs: float) -> str:
+    """Such as 2.5 epochs, 1 epoch, less than 0.01 epochs."""
+    if epochs < 0.01:
+        return "less than 0.01 epochs"
+    return "1 epoch" if epochs == 1 else f"{epochs:.3g} epochs"
 
 
 def _tokens(data: PreparedData, model: ModelConfig) -> str:
@@ -55,12 +67,12 @@ def _tokens(data: PreparedData, model: ModelConfig) -> str:
     if not data.tokenizer or not data.num_bytes:
         return per_epoch
     num_tokens = len(data.train_dataset.tokens) + len(data.val_dataset.tokens)
-    return f"{per_epoch}, {data.num_bytes / num_tokens:.2f} bytes each; kept {data.kept}"
+    return f"{per_epoch}, {data.num_bytes / num_tokens:.2f} bytes each; kept in {data.folder or 'memory'}"
 
 
 def _tokenizer(settings: Settings, data: PreparedData, model: ModelConfig) -> str:
     if not data.tokenizer:
-        return "none"
+        return f"none, vocabulary {model.vocab_size:,}"
     text = f"{settings.data.tokenizer}, vocabulary {model.vocab_size:,}"
     return text if data.tokenizer.end_id is not None else f"{text}, without a token to put between documents"
 
@@ -92,8 +104,8 @@ def _worries(settings: Settings, data: PreparedData, config: TrainConfig, epochs
         return worries
     if (config.max_steps or 0) < FEW_STEPS:
         worries.append(
-            f"only {config.max_steps} steps: too few to learn much. Raise --epochs or --max_steps, or lower "
-            f"--batch_size (now {config.batch_size})."
+            f"only {many(config.max_steps or 0, 'step')}: too few to learn much. Raise --epochs or --max_steps, or "
+            f"lower --batch_size (now {config.batch_size})."
         )
     if epochs > MANY_EPOCHS:
         worries.append(
@@ -104,7 +116,7 @@ def _worries(settings: Settings, data: PreparedData, config: TrainConfig, epochs
     if settings.data.tokenizer == "bpe" and num_tokens < SEEN_OFTEN * data.vocab_size:
         worries.append(
             f"the vocabulary of {data.vocab_size:,} is large for a text of {num_tokens:,} tokens: an entry occurs "
-            f"{num_tokens / data.vocab_size:.0f} times on average. A smaller --vocab_size, or --tokenizer char, learns "
+            f"{num_tokens / data.vocab_size:.1f} times on average. A smaller --vocab_size, or --tokenizer char, learns "
             "more."
         )
     return worries

@@ -50,6 +50,13 @@ class Run:
         """The step of the model's weights."""
         return int(self.metrics.get("step", 0))
 
+    @property
+    def start_id(self) -> int | None:
+        """The token that begins a document, where the model has seen it begin many; None where it has not."""
+        if self.model.config.document_start is not None:
+            return self.model.config.document_start
+        return self.tokenizer.end_id if self.tokenizer and self.made_with.get("many_documents") else None
+
     def generate(
         self,
         prompt: str = "",
@@ -94,7 +101,8 @@ def stream(
 ) -> Iterator[str]:
     """Pieces of the text that the model writes after the prompt, without the prompt.
 
-    It ends after max_new_tokens, or where the model ends its document. Without a prompt it begins a new one.
+    It ends after max_new_tokens, or where the model ends its document. A model that was trained on 100 documents or
+    more takes the prompt as the beginning of one.
     temperature: 0 always takes the likeliest token, higher is wilder. top_k: choose among so many likeliest, None
     among all. seed: the same seed gives the same text; None draws anew. Raises UserError for a run without a
     tokenizer (the dummy data has none) and for arguments that make no sense.
@@ -103,7 +111,8 @@ def stream(
         raise UserError(
             "this model has no tokenizer, for it was trained on dummy tokens or on token ids: it cannot write text."
         )
-    ids = run.tokenizer.encode(prompt) or [run.tokenizer.end_id or 0]
+    start = [] if run.start_id is None else [run.start_id]
+    ids = [*start, *run.tokenizer.encode(prompt)] or [run.tokenizer.end_id or 0]
     tokens = stream_tokens(
         run.model,
         torch.tensor(ids),
@@ -140,15 +149,15 @@ def train(
 
     A str is a file, folder, glob, URL or built-in name ("stories", "python", "dummy", the default); a list of Path
     objects is several files. Any other iterable of str is literal texts, such as a column of a Hugging Face dataset,
-    and one of int is token ids, as are arrays and tensors.
+    and one of int is token ids, as are arrays and tensors. val_data takes the same.
     `settings` are those of `slm-train --help_all`, by the same names. Nothing is written unless model_dir is given, but
     for the tokens of large texts, which are kept in a cache (docs/your-data.md).
     on_log is given each record of metrics.jsonl as a dict; should_stop is asked before each step. The stop button of a
     notebook ends training and returns the run so far. Raises UserError and OSError.
     """
-    keys, given = as_settings(data, settings)
+    keys, given, val_given = as_settings(data, settings)
     settings_of_run = layered(keys, "keyword", defaults={"model_dir": None})
-    return train_run(settings_of_run, given, on_log=on_log, should_stop=should_stop)
+    return train_run(settings_of_run, given, val_given, on_log=on_log, should_stop=should_stop)
 
 
 def _signature_with_settings() -> inspect.Signature:
@@ -174,6 +183,7 @@ train.__signature__ = _signature_with_settings()  # type: ignore[attr-defined]
 def train_run(
     settings: Settings,
     given: Any = None,
+    val_given: Any = None,
     *,
     on_log: Callable[[Record], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -187,6 +197,7 @@ def train_run(
         data = load_data(
             settings.data,
             given,
+            val_given,
             vocab_size=settings.model.vocab_size,
             max_seq_len=settings.model.max_seq_len,
             seed=settings.train.seed,
@@ -196,7 +207,7 @@ def train_run(
         )
     settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, **data.prepared_with))
     model_config = _fit_model(settings, data)
-    made_with = {**versions(), "data_fingerprint": data.fingerprint}
+    made_with = {**versions(), "data_fingerprint": data.fingerprint, "many_documents": data.many_documents}
     _check_repeat(settings, made_with)
     batches = Batches(data.train_dataset, settings.train.batch_size, settings.train.seed)
     micro_batch_size = min(settings.train.micro_batch_size or settings.train.batch_size, batches.num_items)
@@ -226,8 +237,7 @@ def train_run(
             on_log=_both(show, on_log),
             should_stop=should_stop,
         )
-    run.metrics = dict(run.history.best or {})
-    run.upload_error = folder.upload_error if folder else None
+    run.metrics, run.upload_error = dict(run.history.best or {}), folder.upload_error if folder else None
     _finish(run, display, data, options.model_dir)
     return run
 
@@ -301,7 +311,7 @@ def _finish(run: Run, display: Display, data: PreparedData, model_dir: str | Non
     assert history is not None
     if run.metrics and run.tokenizer:
         # Only where documents were told apart has the model learned how one begins.
-        prompt = "" if data.several_documents else "\n"
+        prompt = "" if data.many_documents else "\n"
         display.sample(run.generate(prompt, max_new_tokens=_SAMPLE_TOKENS, seed=0).strip())
     path = files.join(model_dir, MODEL) if model_dir else None
     display.summary(run.metrics, history, path, data.source_bits_per_byte)

@@ -15,7 +15,7 @@ from slm.storage import files
 
 # Begins every config.toml that a run writes; a folder whose config.toml begins so belongs to a run.
 MARKER = "# A run of slm."
-_PRESET = "preset of the corpus"
+PRESET = "preset of the corpus"
 _EXPLANATION = "`slm-train --config FILE` asks for the same; `slm-train --repeat FOLDER` replays [resolved]."
 
 
@@ -33,7 +33,7 @@ class Settings:
         """What somebody set, by name, without what concerns one invocation only."""
         options = {field.name for field in dataclasses.fields(RunOptions)}
         values = flat(self.data, self.model, self.train)
-        asked = (name for name, layer in self.origins.items() if layer != _PRESET and name not in options)
+        asked = (name for name, layer in self.origins.items() if layer != PRESET and name not in options)
         return {name: values[name] for name in asked if values[name] is not None}
 
 
@@ -48,20 +48,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]}?" if close else ""
 
 
-def as_settings(data: Any, settings: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
-    """Keywords from Python as keys of a layer, and `data` itself where it is texts or token ids, not names of them.
+def as_settings(data: Any, settings: Mapping[str, Any]) -> tuple[dict[str, Any], Any, Any]:
+    """Keywords from Python as keys of a layer, and data and val_data themselves where they are no names of files.
 
-    A str, a path object or a list of path objects names files; any other value is what it holds.
+    A str, a path object or a list of path objects names files; any other value is the texts or token ids it holds.
     """
     keys = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in settings.items()}
-    if isinstance(keys.get("val_data"), list | tuple):
-        paths = keys["val_data"]
-        keys["val_data"] = [os.fspath(path) if isinstance(path, os.PathLike) else path for path in paths]
-    if isinstance(data, list | tuple) and data and all(isinstance(path, os.PathLike) for path in data):
-        return {**keys, "data": [os.fspath(path) for path in data]}, None
-    if isinstance(data, str | os.PathLike):
-        return {**keys, "data": os.fspath(data)}, None
-    return keys, data
+    given = {"data": data, "val_data": keys.pop("val_data", None)}
+    for name, value in given.items():
+        several = isinstance(value, list | tuple) and value and all(isinstance(path, os.PathLike) for path in value)
+        if several or isinstance(value, str | os.PathLike):
+            keys[name], given[name] = [os.fspath(path) for path in value] if several else os.fspath(value), None
+    return keys, given["data"], given["val_data"]
 
 
 def merge(layers: Mapping[str, Mapping[str, Any]]) -> Settings:
@@ -112,8 +110,11 @@ def layered(keys: Mapping[str, Any], layer: str, defaults: Mapping[str, Any] | N
     layers = {"default": defaults or {}, **asked, layer: keys}
     data = next((keys["data"] for keys in reversed(layers.values()) if "data" in keys), None)
     name = data[0] if isinstance(data, list | tuple) and len(data) == 1 else data
-    preset = name.partition(":")[0] if isinstance(name, str) else ""
-    return merge({_PRESET: PRESETS.get(preset, {}), **layers})
+    corpus, _, size = name.partition(":") if isinstance(name, str) else ("", "", "")
+    preset = dict(PRESETS.get(corpus, {}))
+    if size:
+        preset.pop("val_fraction", None)  # a share that suits the corpus's own size alone
+    return merge({PRESET: preset, **layers})
 
 
 def read_config(path: str) -> dict[str, Any]:

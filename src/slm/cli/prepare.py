@@ -47,8 +47,12 @@ def _prepare(out: str | None = None, **keys: Any) -> int:
 
     settings = layered(keys, "flag")
     display = Display(quiet=settings.options.quiet)
-    with display.working() as on_progress:
-        path = prepare_settings(settings, None, out, on_progress)
+    try:
+        with display.working() as on_progress:
+            path = prepare_settings(settings, out=out, on_progress=on_progress)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from what it has prepared so far.", file=sys.stderr)
+        raise
     about = read_manifest(path) or {}
     for line in about["found"]:
         display.print(line)

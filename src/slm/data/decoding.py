@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any, BinaryIO, Protocol, cast
@@ -17,6 +18,7 @@ SNIFF_BYTES = 8192  # a NUL byte among the first so many, and a file is not text
 PACKED = (".gz", ".xz", ".bz2", ".zst")
 REPLACEMENT = "\ufffd"
 
+_PACKED_BYTES = 2**16  # read at once to be unpacked
 # zstandard hands out all that its input unpacks to: of a run of zeros 128 KiB for every 4 bytes.
 _ZST_BYTES = 512  # so at most so much is given to it at once, and less where it makes much of it
 _Decode = Callable[[bytes, str, bool], tuple[str, int]]
@@ -29,7 +31,16 @@ _MARKS: tuple[tuple[bytes, tuple[_Decode, str]], ...] = (
     (codecs.BOM_UTF16_LE, (codecs.utf_16_le_decode, "utf-16-le")),
     (codecs.BOM_UTF16_BE, (codecs.utf_16_be_decode, "utf-16-be")),
 )
-_NOT_TEXT = (b"%PDF-", b"\x89PNG", b"\xff\xd8\xff", b"PK\x03\x04", b"\x1f\x8b", b"BZh9", b"\xfd7zXZ\x00", b"(\xb5/\xfd")
+# What a file that is no text may begin with: its kind, and the ending that would have it unpacked.
+_NOT_TEXT = (
+    (re.compile(rb"\x1f\x8b"), "gzip", ".gz"),
+    (re.compile(rb"\xfd7zXZ\x00"), "xz", ".xz"),
+    (re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)"), "bzip2", ".bz2"),
+    (re.compile(rb"\(\xb5/\xfd"), "zstd", ".zst"),
+    (re.compile(rb"PK\x03\x04"), "zip", ""),
+    (re.compile(rb"%PDF-"), "PDF", ""),
+    (re.compile(rb"\x89PNG|\xff\xd8\xff"), "a picture", ""),
+)
 
 
 class _Stream(Protocol):
@@ -51,9 +62,9 @@ class TextStream:
         found = next(((mark, how) for mark, how in _MARKS if self._head.startswith(mark)), (b"", _UTF_8))
         self._mark, (self._decode, self._encoding) = found
         self.has_mark = bool(self._mark)
-        self.is_binary = self._head.startswith(_NOT_TEXT) or (
-            self._encoding == "utf-8" and b"\0" in self._head[:SNIFF_BYTES]
-        )
+        known = (one[1:] for one in _NOT_TEXT if one[0].match(self._head))
+        self.looks_like, self.packing = next(known, ("", ""))  # such as gzip, .gz; "" for text
+        self.is_binary = bool(self.looks_like) or (self._encoding == "utf-8" and b"\0" in self._head[:SNIFF_BYTES])
         self.has_crlf = False
         self.undecodable = 0
 
@@ -229,8 +240,39 @@ def _unpacked(source: _Stream, packing: str) -> _Stream:
         return source
     if packing == ".zst":
         return _Zst(source)
-    opener: Any = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}[packing]
-    return cast(_Stream, opener(source, "rb"))
+    if packing == ".gz":
+        return cast(_Stream, gzip.open(cast(BinaryIO, source), "rb"))
+    return _Streams(source, bz2.BZ2Decompressor if packing == ".bz2" else lzma.LZMADecompressor)
+
+
+class _Streams:
+    """Unpacked .xz or .bz2 streams, one after the other; Python's own readers pass over what else follows them."""
+
+    def __init__(self, source: _Stream, unpacker: Callable[[], Any]) -> None:
+        self._source, self._new = source, unpacker
+        self._unpacker = unpacker()
+
+    def read(self, size: int = BLOCK_BYTES, /) -> bytes:
+        """The next bytes, about `size`, or none at the end."""
+        parts: list[bytes] = []
+        while size > 0:
+            packed = b""
+            if self._unpacker.eof:
+                if not (packed := self._next_stream()):
+                    break
+                self._unpacker = self._new()
+            elif self._unpacker.needs_input and not (packed := self._source.read(_PACKED_BYTES)):
+                raise EOFError("it ends in the middle")
+            parts.append(self._unpacker.decompress(packed, size))
+            size -= len(parts[-1])
+        return b"".join(parts)
+
+    def _next_stream(self) -> bytes:
+        """The first bytes after a stream, without the zeros that may pad it; none at the file's end."""
+        packed: bytes = self._unpacker.unused_data.lstrip(b"\0")
+        while not packed and (block := self._source.read(_PACKED_BYTES)):
+            packed = block.lstrip(b"\0")
+        return packed
 
 
 class _Zst:
@@ -268,5 +310,5 @@ class _Zst:
     def _fill(self) -> bool:
         """True once packed bytes are at hand, False at the file's end."""
         if not self._packed:
-            self._packed = self._source.read(2**16)
+            self._packed = self._source.read(_PACKED_BYTES)
         return bool(self._packed)

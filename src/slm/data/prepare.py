@@ -18,8 +18,9 @@ from slm.data.shards import (
     TOKENIZER,
     Prepared,
     ShardRows,
-    check_shards,
     clear,
+    has_all,
+    is_intact,
     mark,
     open_prepared,
     read_manifest,
@@ -46,6 +47,7 @@ class Job:
         self,
         config: DataConfig,
         texts: Iterable[str] | None,
+        val_texts: Iterable[str] | None = None,
         *,
         vocab_size: int,
         out: str | None = None,
@@ -57,7 +59,9 @@ class Job:
         self.in_files = in_files or out is not None
         self.recheck, self.on_progress = recheck, on_progress
         self.corpus = self._corpus(config.data or ()) if texts is None else read_texts(texts)
-        self.val_corpus = self._corpus(config.val_data) if config.val_data else None
+        self.val_corpus = None if val_texts is None else read_texts(val_texts, "val_data")
+        if config.val_data:
+            self.val_corpus = self._corpus(config.val_data)
         self.tokenizer_json = None if config.tokenizer in TOKENIZERS else read_tokenizer_file(config.tokenizer)
 
     def _corpus(self, names: tuple[str, ...]) -> Corpus:
@@ -93,7 +97,9 @@ class Job:
     def _found(self, key: str) -> Prepared | None:
         folder = self._folder(key)
         found = self._manifest(folder, key)
-        return None if found is None or self.recheck else open_prepared(folder)
+        if found is None or self.recheck or not has_all(folder, found):
+            return None
+        return open_prepared(folder)
 
     def _manifest(self, folder: str, key: str) -> dict[str, Any] | None:
         """What a finished preparation left. Raises where the folder belongs to another one, or is not ours at all."""
@@ -132,8 +138,7 @@ class Job:
             return self._in_memory(key, survey, val_survey)
         with cache.locked(folder, self._waiting):
             manifest = self._manifest(folder, key)  # it may be new since the lock was asked for
-            if manifest and manifest["content"] == _content(survey, val_survey):
-                check_shards(folder, manifest)
+            if manifest and manifest["content"] == _content(survey, val_survey) and is_intact(folder, manifest):
                 return open_prepared(folder)
             return self._on_disk(folder, key, survey, val_survey)
 
@@ -247,10 +252,11 @@ class Job:
             "name": self.corpus.name,
             "key": key,
             "content": _content(survey, val_survey),
-            "found": [line for one in surveys for line in one.counts.lines()],
+            "found": _found(survey, self.config) + _found(val_survey, self.config, "validation: "),
             "num_bytes": sum(one.counts.num_bytes for one in surveys),
             "documents": rows.documents,
             "tokens": rows.tokens,
+            "held_out": val_survey is None,
             "split": _in_words(split, rows, self.val_corpus),
             "vocab_size": tokenizer.vocab_size,
             "start_id": tokenizer.end_id if self.corpus.aligned else None,
@@ -280,6 +286,19 @@ def _content(survey: Survey, val_survey: Survey | None) -> str:
     return "+".join(one.content for one in (survey, val_survey) if one)
 
 
+def _found(survey: Survey | None, config: DataConfig, label: str = "") -> list[str]:
+    """What a reading met, in words, and which settings met nothing."""
+    if survey is None:
+        return []
+    counts = survey.counts
+    told = [f"{label}{line}" for line in counts.lines()]
+    if config.text_field != DataConfig().text_field and not counts.tables:
+        told.append(f"{label}text_field = {config.text_field!r} has no effect: there is no table (.jsonl, .csv, ...)")
+    if config.split_documents_on is not None and not counts.separators:
+        told.append(f"{label}split_documents_on = {config.split_documents_on!r} occurs in no plain text")
+    return told
+
+
 def _in_words(split: Split, rows: Rows, val_corpus: Corpus | None) -> str:
     """The rule that chose the validation text."""
     percent = f"{100 * split.val_fraction:.3g} %"
@@ -303,11 +322,19 @@ def prepare(
     the tokens by itself. settings: those of the text (tokenizer, vocab_size, val_fraction, ...), as for slm.train.
     What an interrupted call left is continued. Raises UserError and OSError.
     """
-    keys, texts = as_settings(data, settings)
-    return prepare_settings(layered(keys, "keyword"), texts, None if out is None else os.fspath(out), on_progress)
+    keys, texts, val_texts = as_settings(data, settings)
+    to = None if out is None else os.fspath(out)
+    return prepare_settings(layered(keys, "keyword"), texts, val_texts, out=to, on_progress=on_progress)
 
 
-def prepare_settings(settings: Settings, texts: Iterable[str] | None, out: str | None, on_progress: Progress) -> str:
+def prepare_settings(
+    settings: Settings,
+    texts: Iterable[str] | None = None,
+    val_texts: Iterable[str] | None = None,
+    *,
+    out: str | None,
+    on_progress: Progress,
+) -> str:
     """What both `prepare` and `slm-prepare` call: the folder or URL of the token files that the settings describe."""
     if texts is None and settings.data.data in (None, ("dummy",)):
         raise UserError("data = 'dummy' is random tokens: there is nothing to prepare. Name a text.")
@@ -317,6 +344,7 @@ def prepare_settings(settings: Settings, texts: Iterable[str] | None, out: str |
     job = Job(
         settings.data,
         texts,
+        val_texts,
         vocab_size=settings.model.vocab_size,
         out=None if to_url else out,
         in_files=True,

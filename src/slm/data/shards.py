@@ -29,6 +29,7 @@ FORMAT = "slm prepared data"
 FORMAT_VERSION = 1
 SHARD_TOKENS = 1 << 24  # after which the files of both splits are closed, and twice as many after each SAME_LENGTH
 SAME_LENGTH = 16
+_WAY_OUT = "Remove that folder and prepare the data anew."
 SPLITS = ("train", "val")
 _STATE = ("place", "chars", "finished", "shards", "documents", "tokens", "counted")
 
@@ -46,8 +47,7 @@ class Prepared:
     @property
     def fingerprint(self) -> str:
         """Equal for equal text, split and tokenizer, wherever they lie."""
-        settings = self.about["settings"]
-        val_fraction = None if settings["val_data"] else settings["val_fraction"]
+        val_fraction = self.about["settings"]["val_fraction"] if self.about["held_out"] else None
         parts = [self.about["content"], val_fraction, self.about["start_id"], self.tokenizer.to_json()]
         return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
 
@@ -225,7 +225,7 @@ def open_shards(folder: str, manifest: dict[str, Any]) -> list[Tokens]:
 def _check_sizes(folder: str, manifest: dict[str, Any]) -> None:
     for shard in manifest["shards"]:
         if not _has_size(path := files.join(folder, shard["name"]), shard["bytes"]):
-            raise UserError(f"{path} is missing or has another size than when it was prepared: {_way_out(folder)}")
+            raise UserError(f"{path} is missing or has another size than when it was prepared. {_WAY_OUT}")
 
 
 def check_shards(folder: str, manifest: dict[str, Any]) -> None:
@@ -233,7 +233,18 @@ def check_shards(folder: str, manifest: dict[str, Any]) -> None:
     for shard in manifest["shards"]:
         if not is_whole(folder, shard):
             path = files.join(folder, shard["name"])
-            raise UserError(f"{path} is damaged: its checksum is not that of the manifest. {_way_out(folder)}")
+            raise UserError(f"{path} is damaged: its checksum is not that of the manifest. {_WAY_OUT}")
+
+
+def has_all(folder: str, manifest: dict[str, Any]) -> bool:
+    """True where each shard and the tokenizer are there, as large as they were written."""
+    there = (_has_size(files.join(folder, shard["name"]), shard["bytes"]) for shard in manifest["shards"])
+    return all(there) and files.exists(files.join(folder, TOKENIZER))
+
+
+def is_intact(folder: str, manifest: dict[str, Any]) -> bool:
+    """True where the bytes of all shards are those that were written."""
+    return has_all(folder, manifest) and all(is_whole(folder, shard) for shard in manifest["shards"])
 
 
 def is_whole(folder: str, shard: dict[str, Any]) -> bool:
@@ -247,10 +258,6 @@ def is_whole(folder: str, shard: dict[str, Any]) -> bool:
 
 def _has_size(path: str, num_bytes: int) -> bool:
     return os.path.isfile(path) and os.path.getsize(path) == num_bytes
-
-
-def _way_out(folder: str) -> str:
-    return f"remove the folder {folder} (slm-prepare --clean clears the cache) and prepare the data anew."
 
 
 def remove_temporary(folder: str) -> None:

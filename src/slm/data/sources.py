@@ -23,6 +23,7 @@ MANIFEST, SHARD_NAME = "manifest.json", re.compile(r"(?:train|val)-[0-9]{5,}\.bi
 BUILT_IN = ("dummy", "python", "stories")
 _LONGEST_PATH = 1000
 _NAMES_TOLD = 3
+_MANY_NAMES = 100  # a longer list is texts, whatever they look like
 _LONGEST_NAME = 60
 
 
@@ -157,8 +158,7 @@ def find_files(name: str) -> list[FileInfo]:
         return listing.find(name)
     except MissingError as error:
         raise MissingError(
-            f"{error} A str names a file, a folder, a glob, a URL or a built-in corpus ({', '.join(BUILT_IN)}); "
-            "in Python, literal text goes in a list."
+            f"{error} Built-in corpora are {', '.join(BUILT_IN)}. In Python, literal text goes in a list, [text]."
         ) from error
 
 
@@ -206,28 +206,33 @@ def _in_words(names: list[str]) -> str:
     return f"{len(names)} sources: {', '.join(shown)}{', ...' if len(names) > _NAMES_TOLD else ''}"
 
 
-def read_texts(texts: Iterable[str]) -> Corpus:
+def read_texts(texts: Iterable[str], name: str = "data") -> Corpus:
     """The texts of a list, a column of a table, a generator or anything else that yields str, each one a document.
 
     What can be iterated only once is kept in a temporary file, as long as the Corpus lives. Raises UserError where an
-    item is no str, also later from Corpus.chunks, and where there is no text at all.
+    item is no str, also later from Corpus.chunks, and where there is no text at all. name: of the argument.
     """
-    _check_texts(texts)
-    part = _Spool(texts) if iter(texts) is texts else _Texts(texts)
-    corpus = Corpus("text given in Python", (part,))
+    _check_texts(texts, name)
+    part = _Spool(texts, name) if iter(texts) is texts else _Texts(texts, name)
+    corpus = Corpus("text given in Python" if name == "data" else f"{name} given in Python", (part,))
     if next(part.chunks(Counts()), None) is None:
         raise UserError(f"{corpus.name} is empty: there is no text to learn from.")
     return corpus
 
 
-def _check_texts(texts: Any) -> None:
+def _check_texts(texts: Any, name: str) -> None:
     """Raises UserError where iterating would give something else than the texts that were meant."""
     if isinstance(texts, str):
-        raise UserError(f"data = {_start(texts)}: a str names a path; literal text goes in a list, [text].")
+        raise UserError(f"{name} = {_start(texts)}: a str names a path; literal text goes in a list, [text].")
     if isinstance(texts, bytes | bytearray):
-        raise UserError(f"data = {_start(texts)} is bytes: decode it, and put the text in a list: [data.decode()].")
+        raise UserError(f"{name} = {_start(texts)} is bytes: decode it, and put the text in a list: [data.decode()].")
     if not isinstance(texts, Iterable):
-        raise UserError(f"data = {_start(texts)}: must be a path, URL, built-in name, or a list of str.")
+        raise UserError(f"{name} = {_start(texts)}: must be a path, URL, built-in name, or a list of str.")
+    if isinstance(texts, list | tuple) and 0 < len(texts) <= _MANY_NAMES and all(map(_names_a_file, texts)):
+        raise UserError(
+            f"{name} is a list of str, and such are literal texts, but each is the name of a file: to read the files "
+            f"pass path objects, [Path({texts[0]!r}), ...]."
+        )
     names = list(texts) if isinstance(texts, Mapping) else None
     for attribute in ("column_names", "columns"):  # of a table of datasets, pyarrow, pandas or polars
         names = getattr(texts, attribute, None) if names is None else names
@@ -235,8 +240,12 @@ def _check_texts(texts: Any) -> None:
         told = ", ".join(map(str, names))
         example = "text" if "text" in names else next(iter(names), "text")
         raise UserError(
-            f"data is a {type(texts).__name__} of {told}, not a list of texts: pass one of them, data[{example!r}]."
+            f"{name} is a {type(texts).__name__} of {told}, not a list of texts: pass one of them, data[{example!r}]."
         )
+
+
+def _names_a_file(text: Any) -> bool:
+    return isinstance(text, str) and len(text) <= _LONGEST_PATH and os.path.isfile(text)
 
 
 def _start(value: Any) -> str:
@@ -244,17 +253,17 @@ def _start(value: Any) -> str:
     return told if len(told) <= _LONGEST_NAME else f"{told[: _LONGEST_NAME - 3]}..."
 
 
-def _checked(item: Any, index: int) -> str:
+def _checked(item: Any, index: int, name: str) -> str:
     """The item, a str that is Unicode; UserError names its index otherwise."""
     if isinstance(item, str):
-        check_unicode(item, f"text {index} of data")
+        check_unicode(item, f"text {index} of {name}")
         return str(item)
-    hint = "data must be a path, URL, built-in name, or a list of str."
+    hint = f"{name} must be a path, URL, built-in name, or a list of str."
     if isinstance(item, Mapping):
         hint = f"its fields are {', '.join(map(str, item))}; pass the texts alone, such as data['text']."
     elif isinstance(item, bytes | bytearray):
         hint = "decode it first, text.decode()."
-    raise UserError(f"text {index} of data is a {type(item).__name__}: {hint}")
+    raise UserError(f"text {index} of {name} is a {type(item).__name__}: {hint}")
 
 
 @dataclass(frozen=True)
@@ -262,12 +271,13 @@ class _Texts:
     """Texts that can be iterated again and again."""
 
     texts: Iterable[str]
+    name: str
     key = None
     stored_bytes = None
 
     def chunks(self, counts: Counts) -> Iterator[Chunk]:
         for index, item in enumerate(self.texts):
-            yield from _text_chunks(_checked(item, index), counts)
+            yield from _text_chunks(_checked(item, index, self.name), counts)
 
 
 class _Spool:
@@ -276,12 +286,12 @@ class _Spool:
     key = None
     stored_bytes = None
 
-    def __init__(self, texts: Iterable[str]) -> None:
+    def __init__(self, texts: Iterable[str], name: str) -> None:
         with self._explaining():
             self._file = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the object
         weakref.finalize(self, self._file.close)
         for index, item in enumerate(texts):
-            data = _checked(item, index).encode()
+            data = _checked(item, index, name).encode()
             with self._explaining():
                 self._file.write(len(data).to_bytes(8, "little") + data)
         with self._explaining():

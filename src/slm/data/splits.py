@@ -18,12 +18,14 @@ from slm.data.dataset import TextDataset
 from slm.data.formats import is_token_file, open_tokens
 from slm.data.prepare import EVALUATED_TOKENS, Job, Progress, absolute
 from slm.data.shards import PROGRESS, TOKENIZER, Prepared, check_shards, open_prepared, read_manifest
-from slm.data.sources import BUILT_IN, MANIFEST, SHARD_NAME, check_name, find_files
+from slm.data.sources import BUILT_IN, MANIFEST, SHARD_NAME, check_name, find_files, read_texts
+from slm.data.survey import FEWEST_DOCUMENTS
 from slm.data.tokenizer import TOKENIZERS, Tokenizer, make_tokenizer
 from slm.data.tokens import Tokens
 from slm.storage import files, listing
 
 DUMMY_TOKENS = 10_000
+LARGEST_VOCABULARY = 10_000_000  # unless somebody sets it; the largest that are in use have some 260,000
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class PreparedData:
     split: str  # how the validation part was chosen, in words
     num_bytes: int = 0  # of the text
     found: tuple[str, ...] = ()  # what was read and what was skipped, in words
-    kept: str = "in memory"  # where the tokens lie
-    several_documents: bool = False  # with a token between them
+    folder: str | None = None  # where the token files lie; None: in memory
+    many_documents: bool = False  # with a token between them: the model sees often how one begins
     prepared_with: Mapping[str, Any] = field(default_factory=dict)  # by slm-prepare: those fields of DataConfig
     source_bits_per_byte: float | None = None  # the entropy of the validation text, where it is known
 
@@ -48,6 +50,7 @@ class PreparedData:
 def load_data(
     config: DataConfig,
     given: Any,
+    val_given: Any = None,
     *,
     vocab_size: int,
     max_seq_len: int,
@@ -56,41 +59,49 @@ def load_data(
     asked: Container[str],
     on_progress: Progress,
 ) -> PreparedData:
-    """The datasets of config.data, or of `given` where that is not None: texts or token ids from Python.
+    """The datasets of config.data and config.val_data, or of what is given instead: texts or token ids from Python.
 
     asked: the names of settings that somebody set. Raises UserError where there is too little text.
     """
     if given is not None:
-        ids, texts = _ids_or_texts(given)
+        ids, texts = _ids_or_texts(given, "data")
         if ids is not None:
-            rows, val_rows = Tokens([ids]), _val_rows(config, on_progress)
+            rows, val_rows = Tokens([ids]), _val_rows(config, val_given, on_progress)
             name = "token ids from Python"
             return _from_ids(rows, val_rows, config, max_seq_len, vocab_size, asked, name)
-        return _from_text(config, texts, vocab_size, max_seq_len, recheck, on_progress)
+        return _from_text(config, texts, val_given, vocab_size, max_seq_len, recheck, on_progress)
     if config.data in (None, ("dummy",)):
+        if val_given is not None or config.val_data is not None:
+            raise UserError("val_data: the dummy data has its own validation part; set data too.")
         return _dummy_data(config, vocab_size, max_seq_len, seed)
     names = config.data or ()
     for name in names:
         check_name(name)
     if (prepared := _prepared_folder(names, config, vocab_size, asked, recheck, on_progress)) is not None:
+        if val_given is not None:
+            raise UserError(f"val_data: {names[0]} was prepared with its own validation part. Leave val_data out.")
         settings = {name: value for name, value in prepared.about["settings"].items() if name != "vocab_size"}
         data = _from_prepared(prepared, max_seq_len, replace(config, **settings))
         return replace(data, prepared_with=settings)
     if (found := _token_rows(names, on_progress)) is not None:
-        val_rows = _val_rows(config, on_progress)
+        val_rows = _val_rows(config, val_given, on_progress)
         return _from_ids(found, val_rows, config, max_seq_len, vocab_size, asked, ", ".join(names))
-    return _from_text(config, None, vocab_size, max_seq_len, recheck, on_progress)
+    return _from_text(config, None, val_given, vocab_size, max_seq_len, recheck, on_progress)
 
 
 def _from_text(
     config: DataConfig,
     texts: Iterable[str] | None,
+    val_given: Any,
     vocab_size: int,
     max_seq_len: int,
     recheck: bool,
     on_progress: Progress,
 ) -> PreparedData:
-    job = Job(config, texts, vocab_size=vocab_size, recheck=recheck, on_progress=on_progress)
+    val_ids, val_texts = (None, None) if val_given is None else _ids_or_texts(val_given, "val_data")
+    if val_ids is not None:
+        raise UserError("val_data is token ids, but the data is text: give texts, too.")
+    job = Job(config, texts, val_texts, vocab_size=vocab_size, recheck=recheck, on_progress=on_progress)
     return _from_prepared(job.run(), max_seq_len, config)
 
 
@@ -110,8 +121,8 @@ def _from_prepared(prepared: Prepared, max_seq_len: int, config: DataConfig) -> 
         split=about["split"],
         num_bytes=about["num_bytes"],
         found=tuple(about["found"]),
-        kept=prepared.folder or "in memory",
-        several_documents=about["documents"][0] > 1 and prepared.tokenizer.end_id is not None,
+        folder=prepared.folder,
+        many_documents=about["documents"][0] >= FEWEST_DOCUMENTS and prepared.tokenizer.end_id is not None,
         source_bits_per_byte=about["source_bits_per_byte"],
     )
 
@@ -130,10 +141,6 @@ def _dataset(
 
 
 def _dummy_data(config: DataConfig, vocab_size: int, max_seq_len: int, seed: int) -> PreparedData:
-    if config.val_data is not None:
-        raise UserError(
-            f"val_data = {', '.join(config.val_data)}: the dummy data has its own validation part; set data too."
-        )
     tokens = torch.randint(0, vocab_size, (DUMMY_TOKENS,), generator=torch.Generator().manual_seed(seed))
     cut = int(DUMMY_TOKENS * (1 - config.val_fraction))
     return PreparedData(
@@ -204,8 +211,14 @@ def _check_settings(
             )
 
 
-def _val_rows(config: DataConfig, on_progress: Progress) -> Tokens | None:
-    """The token ids of --val_data; None where it is not given. Raises UserError where it names text."""
+def _val_rows(config: DataConfig, val_given: Any, on_progress: Progress) -> Tokens | None:
+    """The token ids of val_data; None where there is none. Raises UserError where it is text."""
+    if val_given is not None:
+        ids, texts = _ids_or_texts(val_given, "val_data")
+        if ids is None:
+            read_texts(texts, "val_data")  # says it better, where these are names of files
+            raise UserError("val_data is text, but the data is token ids: give token ids, too.")
+        return Tokens([ids])
     if config.val_data is None:
         return None
     rows = _token_rows(config.val_data, on_progress)
@@ -249,12 +262,16 @@ def _from_ids(
                 "them, or leave --tokenizer out."
             )
         tokenizer = make_tokenizer(config.tokenizer, [], vocab_size)
-    if not len(rows):
-        raise UserError(f"{name} is empty: there is no token to learn from.")
+    if not len(rows) or (val_rows is not None and not len(val_rows)):
+        raise UserError(f"{'val_data' if len(rows) else name} is empty: there is no token in it.")
     ranges = [one.id_range() for one in (rows, val_rows) if one is not None]
     smallest, largest = min(low for low, _ in ranges), max(high for _, high in ranges)
     if smallest < 0:
         raise UserError(f"{name} holds the id {smallest}: token ids are 0 or above.")
+    if not tokenizer and "vocab_size" not in asked and largest >= LARGEST_VOCABULARY:
+        raise UserError(
+            f"{name} holds the id {largest}: no vocabulary is that large. Look at what made the ids, or set vocab_size."
+        )
     size = tokenizer.vocab_size if tokenizer else vocab_size if "vocab_size" in asked else largest + 1
     if largest >= size:
         raise UserError(
@@ -264,7 +281,8 @@ def _from_ids(
         )
     cut = int(len(rows) * (1 - config.val_fraction))
     train, val = (rows, val_rows) if val_rows is not None else (rows.part(0, cut), rows.part(cut, len(rows)))
-    split = f"all of {', '.join(config.val_data or ())}" if val_rows else f"the last {100 * config.val_fraction:.3g} %"
+    own = ", ".join(config.val_data or ("val_data given in Python",))
+    split = f"all of {own}" if val_rows is not None else f"the last {100 * config.val_fraction:.3g} %"
     return PreparedData(
         train_dataset=_dataset(train, max_seq_len, "training", config),
         val_dataset=_dataset(val, max_seq_len, "validation", config),
@@ -285,7 +303,7 @@ def _fingerprint(*rows: Tokens) -> str:
     return digest.hexdigest()
 
 
-def _ids_or_texts(given: Any) -> tuple[np.ndarray[Any, Any] | None, Any]:
+def _ids_or_texts(given: Any, name: str) -> tuple[np.ndarray[Any, Any] | None, Any]:
     """Token ids as an array, or texts as they are; one of the two is None."""
     if isinstance(given, Tensor):
         given = given.detach().cpu().to(torch.float32 if given.is_floating_point() else given.dtype).numpy()
@@ -294,26 +312,31 @@ def _ids_or_texts(given: Any) -> tuple[np.ndarray[Any, Any] | None, Any]:
             return given, None
         if given.dtype.kind not in "OUS":
             raise UserError(
-                f"data is an array of shape {given.shape} and type {given.dtype}: token ids are one row of integers."
+                f"{name} is an array of shape {given.shape} and type {given.dtype}: token ids are one row of integers."
             )
         return None, given
     if isinstance(given, str | bytes | bytearray) or not isinstance(given, Iterable):
         return None, given
     if iter(given) is not given:  # it can be read again
-        return (_integers(given), None) if _is_id(next(iter(given), None)) else (None, given)
+        return (_integers(given, name), None) if _is_id(next(iter(given), None)) else (None, given)
     items = iter(given)
     looked_at = list(islice(items, 1))
     rest = chain(looked_at, items)
-    return (_integers(rest), None) if looked_at and _is_id(looked_at[0]) else (None, rest)
+    return (_integers(rest, name), None) if looked_at and _is_id(looked_at[0]) else (None, rest)
 
 
 def _is_id(item: Any) -> bool:
     return isinstance(item, int | np.integer) and not isinstance(item, bool)
 
 
-def _integers(items: Iterable[Any]) -> np.ndarray[Any, Any]:
+def _integers(items: Iterable[Any], name: str) -> np.ndarray[Any, Any]:
     items = list(items)
     for index, item in enumerate(items):
         if not _is_id(item):
-            raise UserError(f"item {index} of data is a {type(item).__name__}, after {index} token ids: ids or texts.")
-    return np.array(items, dtype=np.int64)
+            raise UserError(
+                f"item {index} of {name} is a {type(item).__name__}, after {index} token ids: ids or texts."
+            )
+    try:
+        return np.array(items, dtype=np.int64)
+    except OverflowError as error:
+        raise UserError(f"{name} holds the id {max(items, key=abs)}: no vocabulary is that large.") from error

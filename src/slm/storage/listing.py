@@ -69,6 +69,8 @@ def find(source: str) -> list[FileInfo]:
     Raises MissingError where nothing is found, UserError for a malformed path and StorageError where looking fails.
     """
     storage = _storage_of(source)
+    if isinstance(storage, _Web):
+        _check_one_file(source)
     seen = storage.look(source)
     if isinstance(seen, FileInfo):
         return [seen]
@@ -87,7 +89,8 @@ def find(source: str) -> list[FileInfo]:
 
 def is_folder(source: str) -> bool:
     """True for a folder. A web address is none, and is not fetched to find out."""
-    return _storage_of(source).look(source) == "folder"
+    storage = _storage_of(source)
+    return not isinstance(storage, _Web) and storage.look(source) == "folder"
 
 
 def is_single(source: str, found: list[FileInfo]) -> bool:
@@ -98,8 +101,24 @@ def is_single(source: str, found: list[FileInfo]) -> bool:
 def file_name(path: str) -> str:
     """The last part of a path, of a web address without what follows `?` or `#`."""
     if _is_web(path):
-        path = re.split(r"[?#]", path, maxsplit=1)[0]
+        path = _before_query(path)
     return re.split(r"[/\\]" if os.sep == "\\" else "/", path.rstrip("/"))[-1]
+
+
+def _check_one_file(address: str) -> None:
+    """Raises UserError for a web address that can mean no single file: a host, a folder or a glob."""
+    before = _before_query(address)
+    path = before.partition("://")[2].partition("/")[2]  # the brackets of an IPv6 host are no wildcard
+    folder = path.endswith("/") and not address.startswith("?", len(before))  # /get/?file=7 asks for a file
+    if not path.strip("/") or folder or re.search(r"[*\[]", path):
+        raise UserError(
+            f"{address!r} names no file. A web address means one file: there are no folders or globs on the web. "
+            "Name each file."
+        )
+
+
+def _before_query(address: str) -> str:
+    return re.split(r"[?#]", address, maxsplit=1)[0]
 
 
 def _split_glob(source: str) -> tuple[str, list[str]]:
