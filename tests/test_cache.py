@@ -16,9 +16,9 @@ from filelock import FileLock
 from slm.config import UserError
 from slm.data import cache, shards
 from slm.data import prepare as prepare_module
+from slm.data.manifest import MANIFEST, TOKENIZER
 from slm.data.prepare import Job, prepare
-from slm.data.shards import TOKENIZER, Prepared
-from slm.data.sources import MANIFEST
+from slm.data.shards import Prepared
 from slm.data.tokenizer import Tokenizer, char_tokenizer
 from slm.settings import as_settings, layered
 from slm.storage import files, listing
@@ -278,7 +278,25 @@ def _die_when_tokenizing(what: str, done: int, total: int | None) -> None:
         raise KeyboardInterrupt
 
 
+def test_a_copy_from_afar_that_lost_a_shard_is_fetched_anew(here: Path) -> None:
+    url = "memory://cache-lost/prepared"
+    manifest = _uploaded(here, url)
+    local = Path(cache.local_folder(url, manifest, recheck=False, on_wait=_never))
+    (local / manifest["shards"][0]["name"]).unlink()
+    cache.local_folder(url, manifest, recheck=False, on_wait=_never)
+    assert all(shards.is_whole(str(local), shard) for shard in manifest["shards"])
+
+
+def test_two_names_of_a_folder_are_one_lock(here: Path) -> None:
+    (here / "out").mkdir()
+    (here / "link").symlink_to("out")
+    with cache.locked("out", _never), cache.locked("elsewhere", _never):
+        assert cache._lock_path("link") == cache._lock_path("out") != cache._lock_path("elsewhere")
+
+
 def test_what_is_not_ours_is_no_entry(here: Path) -> None:
+    (here / "cache" / "fedcba9876543210").mkdir(parents=True)
+    (here / "cache" / "fedcba9876543210" / "thesis.txt").write_text("mine")
     for name in ("holiday-pictures", "0123456789abcde", "0123456789ABCDEF", "x"):
         (here / "cache" / name).mkdir(parents=True)
     (here / "cache" / "0123456789abcdef").touch()

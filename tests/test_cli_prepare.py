@@ -90,7 +90,7 @@ def test_the_cache_is_shown_and_cleared(here: Path, capsys: pytest.CaptureFixtur
     assert last.startswith(f"3 in {here / 'cache'}")
     assert "nothing-of-ours is not in the cache" in refused(capsys, "--clean", keys[0], "nothing-of-ours")
     assert len(cache.entries()) == 3
-    assert told(capsys, "--clean", keys[1])[0].startswith(f"removed {keys[1]}")
+    assert told(capsys, "--clean", keys[1], keys[1])[0].startswith(f"removed {keys[1]}")
     assert [entry.key for entry in cache.entries()] == [keys[0], keys[2]]
     assert told(capsys, "--clean")[-1] == f"2 removed from {here / 'cache'}"
     assert cache.entries() == []

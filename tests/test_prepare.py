@@ -16,9 +16,9 @@ import slm
 from slm.config import IGNORE_INDEX, DataConfig, UserError
 from slm.data import prepare as prepare_module
 from slm.data import splits, survey
+from slm.data.manifest import MANIFEST, PROGRESS, TOKENIZER
 from slm.data.prepare import prepare
-from slm.data.shards import PROGRESS, TOKENIZER, Prepared, open_prepared
-from slm.data.sources import MANIFEST
+from slm.data.shards import Prepared, open_prepared
 from slm.data.splits import PreparedData, load_data
 from slm.data.stories import stories
 from slm.settings import as_settings, layered
@@ -105,7 +105,7 @@ def test_an_out_that_was_prepared_otherwise_is_refused(data: Any, recheck: bool)
     prepare(data, tokenizer="char", out="out")
     before = states("out")
     for change in ({"tokenizer": "byte"}, {"tokenizer": "char", "val_fraction": 0.3}):
-        with pytest.raises(UserError, match=r"out holds data prepared .* nothing was changed"):
+        with pytest.raises(UserError, match=r"out holds data that was prepared .* nothing was changed"):
             prepare(data, **change, out="out", recheck=recheck)
     with pytest.raises(UserError, match="nothing was changed"):
         prepare(["another text. " * 40], tokenizer="char", out="out", recheck=recheck)
@@ -149,13 +149,14 @@ def test_texts_that_cannot_be_prepared_are_refused() -> None:
         prepare([1, 2, 3])
 
 
-def _unfinished(folder: Path) -> None:
-    def die(what: str, done: int, total: int | None) -> None:
-        if what == "tokenizing":
-            raise KeyboardInterrupt
+def _die_when_tokenizing(what: str, done: int, total: int | None) -> None:
+    if what == "tokenizing":
+        raise KeyboardInterrupt
 
+
+def _unfinished(folder: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        prepare("text.txt", tokenizer="char", out=folder, on_progress=die)
+        prepare("text.txt", tokenizer="char", out=folder, on_progress=_die_when_tokenizing)
 
 
 def _without_manifest(folder: Path) -> None:
@@ -352,7 +353,7 @@ def test_a_url_takes_the_tokens_and_gives_them_back(here: Path, url: str, monkey
     assert remote.metrics["val_loss"] == local.metrics["val_loss"]
     assert remote.made_with == local.made_with
     assert prepare("text.txt", tokenizer="char", out=url) == url
-    with pytest.raises(UserError, match=f"{url} holds other prepared data: nothing was changed"):
+    with pytest.raises(UserError, match=f"{url} holds data .*: nothing was changed"):
         prepare("text.txt", tokenizer="byte", out=url)
     assert slm.train(url, **SIZES_ALONE).metrics["val_loss"] == local.metrics["val_loss"]
 
@@ -407,15 +408,89 @@ def test_a_folder_with_somebody_elses_progress_is_not_ours(here: Path) -> None:
     assert states("out") == before
 
 
-@pytest.mark.parametrize("out", ["notes", "notes/prepared", "notes/a/../b/c"])
-def test_an_out_within_a_source_is_refused(here: Path, out: str) -> None:
+@pytest.mark.parametrize("data", ["notes", "notes/**"])
+def test_an_out_within_a_source_is_no_part_of_it(here: Path, data: str) -> None:
     (here / "notes").mkdir()
     (here / "notes" / "a.txt").write_text(make_text(300))
-    for keys in ({"data": "notes"}, {"data": "text.txt", "val_data": "notes"}):
-        with pytest.raises(UserError, match=r"--out .* lies inside notes"):
-            prepare(**keys, tokenizer="char", out=out)
-    assert [path.name for path in (here / "notes").iterdir()] == ["a.txt"]
-    assert prepare("notes", tokenizer="char", out="notes-prepared")
+    out = here / "notes" / "prepared"
+    with pytest.raises(KeyboardInterrupt):
+        prepare(data, tokenizer="char", out=out, on_progress=_die_when_tokenizing)
+    assert prepare(data, tokenizer="char", out=out) == str(out)
+    before = states(out)
+    assert prepare(data, tokenizer="char", out=out) == str(out)
+    assert states(out) == before
+    assert open_prepared(str(out)).about["num_bytes"] == len(make_text(300))
+
+
+def test_a_shard_that_was_damaged_at_its_url_is_mended_on_request(here: Path) -> None:
+    url = f"memory://mended/{here.name}"
+    prepare("text.txt", tokenizer="char", out=url)
+    shard = files.join(url, "train-00000.bin")
+    data = files.read_bytes(shard)
+    files.write_bytes(shard, b"\2" + data[1:])
+    prepare("text.txt", tokenizer="char", out=url, recheck=True)
+    assert files.read_bytes(shard) == data
+    assert slm.train(url, **SIZES_ALONE).tokenizer
+
+
+def test_an_unfinished_upload_of_other_text_leaves_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "other.txt").write_text("other text " * 80)
+    url = f"memory://other/{here.name}"
+    upload = files.upload
+
+    def fail_at_last(local_path: str, target: str, *, overwrite: bool = False) -> None:
+        if target.endswith(MANIFEST):
+            raise files.StorageError("the line is dead")
+        upload(local_path, target, overwrite=overwrite)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "upload", fail_at_last)
+        with pytest.raises(files.StorageError):
+            prepare("text.txt", tokenizer="char", out=url)
+    files.write_bytes(files.join(url, "train-00007.bin"), b"of another text")
+    prepare("other.txt", tokenizer="char", out=url)
+    assert set(files.list_names(url)) == {MANIFEST, TOKENIZER, "train-00000.bin", "val-00000.bin"}
+
+
+@pytest.mark.parametrize("out", ["", "text.txt", "text.txt/out", "memory://early"])
+def test_an_out_that_cannot_be_is_refused_before_the_text_is_read(
+    here: Path, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if out.startswith("memory"):
+        prepare("text.txt", tokenizer="byte", out=out)
+    monkeypatch.setattr(prepare_module, "take_survey", None)
+    with pytest.raises((UserError, files.StorageError)):
+        prepare("text.txt", tokenizer="char", out=out)
+    assert (here / "text.txt").read_text() == make_text(800)
+
+
+def test_a_folder_of_text_may_hold_files_of_the_same_names(here: Path) -> None:
+    (here / "notes").mkdir()
+    for name in (PROGRESS, MANIFEST, TOKENIZER):
+        (here / "notes" / name).write_text('{"chapter": 3}' * 9)
+    assert loaded("notes", tokenizer="byte").num_bytes == 3 * 9 * 14
+
+
+def test_what_is_given_in_python_wins_over_a_config_file(here: Path) -> None:
+    (here / "c.toml").write_text('data = "text.txt"\nval_data = "text.txt"\ntokenizer = "byte"\n')
+    data = loaded(["my own text. " * 9], val_data=["and mine. " * 9], config="c.toml")
+    assert data.split == "all of val_data given in Python"
+    assert data.name == "text given in Python"
+    with pytest.raises(UserError, match="drop val_data"):
+        layered(as_settings(None, {"repeat": "run", "val_data": ["text"]})[0], "keyword")
+
+
+def test_a_kill_after_the_manifest_hides_no_damage(here: Path) -> None:
+    prepare("text.txt", tokenizer="char", out="out")
+    good = (here / "out" / "train-00000.bin").read_bytes()
+    about = json.loads((here / "out" / MANIFEST).read_text())
+    left = {"format": about["format"], "made_from": f"{about['key']} {about['content']}", "place": [1, 0]}
+    state = {"chars": about["num_bytes"], "finished": True, "counted": [0, 0]}
+    rest = {name: about[name] for name in ("shards", "documents", "tokens")}
+    (here / "out" / PROGRESS).write_text(json.dumps({**left, **state, **rest}))
+    (here / "out" / "train-00000.bin").write_bytes(b"\2" + good[1:])
+    prepare("text.txt", tokenizer="char", out="out", recheck=True)
+    assert (here / "out" / "train-00000.bin").read_bytes() == good
 
 
 def test_an_upload_that_was_cut_off_is_not_trained_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

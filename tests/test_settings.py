@@ -357,14 +357,14 @@ def test_paths_from_python_name_files() -> None:
 @pytest.mark.parametrize("data", [["a.txt"], ["a.txt", "b"], ("a",), [], [1, 2], {"text": ["a"]}, b"a", 7], ids=repr)
 def test_anything_else_from_python_is_the_data_itself(data: Any) -> None:
     keys, given_data, given_val_data = as_settings(data, {"epochs": 2, "val_data": data})
-    assert keys == {"epochs": 2}
+    assert keys == {"epochs": 2, "data": None, "val_data": None}
     assert given_data is given_val_data is data
 
 
 def test_texts_that_come_once_are_not_used_up() -> None:
     texts = iter(["a", "b"])
     keys, given_data, _ = as_settings(texts, {})
-    assert keys == {}
+    assert keys == {"data": None}
     assert list(given_data) == ["a", "b"]
 
 

@@ -21,9 +21,9 @@ from slm.config import UserError
 from slm.data import encoding, shards, sources
 from slm.data import prepare as prepare_module
 from slm.data import tokenizer as tokenizer_module
+from slm.data.manifest import MANIFEST, PROGRESS, TOKENIZER
 from slm.data.prepare import Job, prepare
-from slm.data.shards import PROGRESS, TOKENIZER, Prepared, open_prepared
-from slm.data.sources import MANIFEST
+from slm.data.shards import Prepared, open_prepared
 from slm.data.tokenizer import Tokenizer
 from slm.settings import as_settings, layered
 from slm.storage import files
@@ -322,7 +322,7 @@ def test_one_flipped_bit_is_found_when_it_is_looked_for(keys: dict[str, Any], tm
     shard.write_bytes(data)
     prepare(**keys, out=out)
     assert shard.read_bytes() == data
-    with pytest.raises(UserError, match=rf"{shard.name} is damaged.* Remove that folder"):
+    with pytest.raises(UserError, match=rf"{shard.name} is missing or damaged.* Remove that folder"):
         shards.check_shards(out, json.loads((tmp_path / "out" / MANIFEST).read_text()))
     prepare(**keys, out=out, recheck=True)
     assert shard.read_bytes() == good

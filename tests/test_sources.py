@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import os
+import shutil
 import sys
 import sysconfig
 import types
@@ -18,7 +20,9 @@ from hypothesis import strategies as st
 from slm.config import UserError
 from slm.data import sources
 from slm.data.formats import Counts
+from slm.data.manifest import FORMAT
 from slm.data.sources import Corpus, read_corpus, read_texts
+from slm.data.survey import take_survey
 from slm.storage.files import MissingError
 from slm.storage.listing import FileInfo
 
@@ -113,14 +117,30 @@ def test_a_remote_file_without_a_stamp_is_known_by_its_content_only(monkeypatch:
 
 def test_prepared_data_is_no_text() -> None:
     write("notes/a.txt", "text")
-    write("notes/prep/manifest.json", "{}")
-    write("notes/prep/train-00000.bin", "ab")
-    write("notes/prep/tokenizer.json", "{}")
+    before = read_corpus("notes").key
+    write("notes/done/manifest.json", json.dumps({"format": FORMAT}))
+    write("notes/half/progress.json", json.dumps({"format": FORMAT}))
+    for folder in ("done", "half", "mine"):
+        write(f"notes/{folder}/train-00000.bin", "ab")
+        write(f"notes/{folder}/tokenizer.json", "{}")
+    for name in ("manifest", "progress"):
+        write(f"notes/mine/{name}.json", '{"chapter": 3}')
     corpus = read_corpus("notes")
-    assert [chunk.text for part in range(corpus.num_parts) for chunk in corpus.chunks(part, Counts())] == ["text"]
-    for names in (("notes/prep", "notes/a.txt"), ("notes/prep/",)):
-        with pytest.raises(UserError, match=r"slm-prepare made.*can only be --data, and alone"):
+    texts = [chunk.text for part in range(corpus.num_parts) for chunk in corpus.chunks(part, Counts())]
+    assert texts == ["text", '{"chapter": 3}', '{"chapter": 3}', "{}"]
+    assert [os.path.normpath(folder) for folder in corpus.left_out] == ["notes/done", "notes/half"]
+    counts = take_survey(corpus, characters=False, on_progress=lambda done: None).counts
+    assert counts.skipped["folder that slm-prepare made"][0] == 2
+    for names in (("notes/done", "notes/a.txt"), ("notes/half/",)):
+        with pytest.raises(UserError, match=r"slm-prepare made.*only slm-train takes it, as its only --data"):
             read_corpus(names)
+    shutil.rmtree("notes/mine")
+    write("notes/half/more.txt", "more")
+    assert [part.path for part in read_corpus("notes").parts] == [
+        os.path.abspath(f"notes/{name}") for name in ("a.txt", "half/more.txt")
+    ]
+    os.remove("notes/half/more.txt")
+    assert read_corpus("notes").key == before
 
 
 def test_a_name_that_is_not_unicode_is_refused() -> None:
@@ -142,13 +162,12 @@ def test_a_missing_file_leads_to_the_other_meanings_of_a_name(name: str) -> None
         read_corpus(("python", name))
 
 
-def test_a_list_of_texts_that_are_all_names_of_files_is_a_mistake() -> None:
+def test_a_list_of_texts_with_the_name_of_a_file_is_a_mistake() -> None:
     for name in ("a.txt", "b.txt"):
         write(name, "text")
-    for names in (["a.txt"], ("a.txt", "b.txt")):
-        with pytest.raises(UserError, match=r"val_data is a list of str.*\[Path\('a\.txt'\), \.\.\.\]"):
+    for names in (["a.txt"], ("a.txt", "b.txt"), ["a text", "a.txt"], [Path("a.txt"), "a text"]):
+        with pytest.raises(UserError, match=r"val_data is a list.*path objects only, \[Path\('a\.txt'\), \.\.\.\]"):
             read_texts(names, "val_data")
-    assert read_texts(["a.txt", "no file"]).num_parts == 1
     assert read_texts(["a.txt"] * 101).num_parts == 1
 
 

@@ -27,8 +27,7 @@ FILLED = ARRAYS.filter(lambda arrays: sum(map(len, arrays)) > 0)
 @pytest.fixture(autouse=True, scope="module")
 def _small_blocks() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_FIRST_BLOCK", 2)
-        patch.setattr(module, "_LARGEST_BLOCK", 5)
+        patch.setattr(module, "_BLOCK", 5)
         yield
 
 
@@ -97,21 +96,19 @@ def test_a_known_vocabulary_spares_the_look_and_a_range_is_looked_up_once(monkey
 
 
 @settings(deadline=None)
-@given(arrays=ARRAYS, id=st.integers(-1, 6), start=st.integers(0, 70))
-def test_what_is_found_is_the_first_from_there_on(arrays: list[np.ndarray], id: int, start: int) -> None:
-    places = [place for place, held in enumerate(joined(arrays)) if held == id]
-    tokens = Tokens(arrays)
-    assert tokens.find(id, start) == next((place for place in places if place >= start), None)
-    found = tokens.positions(id, start)
+@given(arrays=ARRAYS, id=st.integers(-1, 6), stop=st.integers(0, 70))
+def test_all_positions_before_a_place_are_found(arrays: list[np.ndarray], id: int, stop: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_BLOCK", 3)
+        found = Tokens(arrays).positions(id, stop)
     assert found.dtype == np.int64
-    assert found.tolist() == [place for place in places if place < start]
+    assert found.tolist() == [place for place, held in enumerate(joined(arrays)) if held == id and place < stop]
 
 
 def test_an_id_that_the_type_cannot_hold_is_not_found() -> None:
     tokens = Tokens([np.array([1, 0, 2**16 - 1], np.uint16)])
-    assert tokens.find(2**16 + 1, 0) is None
-    assert tokens.find(-1, 0) is None
-    assert not len(tokens.positions(2**16, 3))
+    assert not len(tokens.positions(2**16 + 1, 3))
+    assert not len(tokens.positions(-1, 3))
 
 
 @pytest.mark.parametrize("array", [np.ones(3), np.ones(3, bool), np.ones((2, 2), int), np.array(3), np.array(["a"])])
@@ -126,7 +123,7 @@ def test_only_neighbours_are_read_at_once() -> None:
 
 
 def test_files_larger_than_what_may_be_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LARGEST_BLOCK", 2**16)
+    monkeypatch.setattr(module, "_BLOCK", 2**16)
     size = 4_000_000
     for name in "ab":
         held = np.lib.format.open_memmap(tmp_path / name, "w+", np.uint16, (size,))
@@ -137,7 +134,6 @@ def test_files_larger_than_what_may_be_copied(tmp_path: Path, monkeypatch: pytes
         assert len(tokens) == 2 * size
         assert tokens.id_range() == (0, 9)
         assert tokens.positions(9, 2 * size).tolist() == [size // 2, size + size // 2]
-        assert tokens.find(9, size // 2 + 1) == size + size // 2
         assert tokens.windows(np.array([size - 1, 0]), 3).tolist() == [[0, 0, 0], [0, 0, 0]]
         assert tracemalloc.get_traced_memory()[1] < size / 4
     finally:

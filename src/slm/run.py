@@ -53,8 +53,6 @@ class Run:
     @property
     def start_id(self) -> int | None:
         """The token that begins a document, where the model has seen it begin many; None where it has not."""
-        if self.model.config.document_start is not None:
-            return self.model.config.document_start
         return self.tokenizer.end_id if self.tokenizer and self.made_with.get("many_documents") else None
 
     def generate(

@@ -51,7 +51,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def as_settings(data: Any, settings: Mapping[str, Any]) -> tuple[dict[str, Any], Any, Any]:
     """Keywords from Python as keys of a layer, and data and val_data themselves where they are no names of files.
 
-    A str, a path object or a list of path objects names files; any other value is the texts or token ids it holds.
+    A str, a path object or a list of path objects names files; any other value is the texts or token ids it holds, and
+    the key is None, so that it wins over what a config file names.
     """
     keys = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in settings.items()}
     given = {"data": data, "val_data": keys.pop("val_data", None)}
@@ -59,6 +60,8 @@ def as_settings(data: Any, settings: Mapping[str, Any]) -> tuple[dict[str, Any],
         several = isinstance(value, list | tuple) and value and all(isinstance(path, os.PathLike) for path in value)
         if several or isinstance(value, str | os.PathLike):
             keys[name], given[name] = [os.fspath(path) for path in value] if several else os.fspath(value), None
+        elif value is not None:
+            keys[name] = None
     return keys, given["data"], given["val_data"]
 
 

@@ -41,8 +41,8 @@ def make_parser() -> Parser:
 
 
 def _prepare(out: str | None = None, **keys: Any) -> int:
+    from slm.data.manifest import read_manifest
     from slm.data.prepare import prepare_settings
-    from slm.data.shards import read_manifest
     from slm.display import Display
 
     settings = layered(keys, "flag")
@@ -80,7 +80,7 @@ def _clean(clean: list[str], **_: Any) -> int:
     entries = {entry.key: entry for entry in cache.entries()}
     if unknown := sorted(set(clean) - set(entries)):
         raise UserError(f"{unknown[0]} is not in the cache {cache.cache_folder()}: slm-prepare --list shows what is.")
-    chosen = [entries[key] for key in clean] if clean else list(entries.values())
+    chosen = [entries[key] for key in dict.fromkeys(clean)] if clean else list(entries.values())
     removed = 0
     for entry in chosen:
         gone = cache.remove(entry)

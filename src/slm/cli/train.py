@@ -31,7 +31,8 @@ def make_parser(*, everything: bool) -> Parser:
 
 
 def _train(settings: Settings) -> int:
-    from slm.data.sources import BUILT_IN, MANIFEST, find_files
+    from slm.data.manifest import MANIFEST
+    from slm.data.sources import BUILT_IN, find_files
 
     data, val_data = settings.data.data or (), settings.data.val_data or ()
     prepared = len(data) == 1 and not files.is_remote(data[0]) and os.path.exists(os.path.join(data[0], MANIFEST))

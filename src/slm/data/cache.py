@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from slm.config import UserError
-from slm.data.shards import TOKENIZER, clear, is_whole, read_json, read_manifest, read_mark, write_manifest
-from slm.data.sources import MANIFEST
+from slm.data.manifest import MANIFEST, TOKENIZER, clear, is_ours, read_json, read_manifest, read_mark
+from slm.data.shards import has_all, is_whole, write_manifest
 from slm.storage import files
 from slm.storage.listing import FileInfo
 
@@ -58,7 +58,7 @@ def locked(folder: str, on_wait: Callable[[], None]) -> Iterator[None]:
 
 
 def _lock_path(folder: str) -> str:
-    return os.path.join(cache_folder(), f"{key_of(os.path.abspath(folder))}.lock")
+    return os.path.join(cache_folder(), f"{key_of(os.path.realpath(folder))}.lock")
 
 
 def local_copy(file: FileInfo, on_wait: Callable[[], None]) -> str:
@@ -81,7 +81,7 @@ def local_folder(url: str, manifest: dict[str, Any], *, recheck: bool, on_wait: 
     """
     folder = os.path.join(cache_folder(), key_of(manifest))
     with locked(folder, on_wait):
-        if read_manifest(folder) is not None and not recheck:
+        if (found := read_manifest(folder)) is not None and has_all(folder, found) and not recheck:
             return folder
         files.remove(files.join(folder, MANIFEST))
         files.download(files.join(url, TOKENIZER), files.join(folder, TOKENIZER))
@@ -113,13 +113,19 @@ def entries() -> list[Entry]:
     found: list[Entry] = []
     for key in files.list_names(root):
         folder = os.path.join(root, key)
-        if not _KEY.fullmatch(key) or not os.path.isdir(folder):  # a lock, or not ours
+        if not _KEY.fullmatch(key) or not os.path.isdir(folder) or not _is_ours(folder):
             continue
         complete = read_json(folder, MANIFEST).get("name") or read_json(folder, _SOURCE).get("name")
         told = complete or f"unfinished: {read_mark(folder).get('name', 'no tokens yet')}"
         num_bytes = sum(_size(os.path.join(folder, name)) for name in files.list_names(folder))
         found.append(Entry(key, folder, str(told), num_bytes))
     return sorted(found, key=lambda entry: (entry.name, entry.key))
+
+
+def _is_ours(folder: str) -> bool:
+    """True for prepared data, for a downloaded file, and for what a process left that was killed at once."""
+    left = (name for name in files.list_names(folder) if not name.startswith(".slm-"))
+    return is_ours(folder) or bool(read_json(folder, _SOURCE)) or next(left, None) is None
 
 
 def _size(path: str) -> int:
@@ -140,7 +146,8 @@ def remove(entry: Entry) -> bool:
     try:
         with files.explaining(entry.folder, "remove"):
             clear(entry.folder)  # the manifest first, so that nothing takes it for complete meanwhile
-            shutil.rmtree(entry.folder)
+            with suppress(FileNotFoundError):  # another process was as quick
+                shutil.rmtree(entry.folder)
     finally:
         lock.release()
     return True

@@ -14,7 +14,7 @@ from slm.data.sources import Corpus
 from slm.data.survey import Span, Split
 from slm.data.tokenizer import Tokenizer
 
-_BATCH_CHARS = 1 << 20
+_BATCH_CHARS = 1 << 21
 _BATCH_PIECES = 4096
 Ids = np.ndarray[Any, Any]
 
@@ -63,9 +63,9 @@ def _texts(span: Span, following: Iterator[Span]) -> Iterator[str]:
 
 
 def encoded(source: Iterator[Piece], tokenizer: Tokenizer) -> Iterator[list[tuple[Piece, Ids]]]:
-    """Batches of pieces with their token ids. The tokenizer's threads work on one while the next is being read."""
+    """Batches of pieces with their token ids. The tokenizer's threads work on one while others are read and written."""
     with ThreadPoolExecutor(1) as worker:
-        waiting: deque[tuple[list[Piece], Future[list[Ids]]]] = deque()
+        waiting: deque[tuple[list[Piece], Future[Iterator[Ids]]]] = deque()
         for batch in _batches(source):
             waiting.append((batch, worker.submit(tokenizer.encode_pieces, [piece.text for piece in batch])))
             if len(waiting) > 1:
@@ -74,7 +74,7 @@ def encoded(source: Iterator[Piece], tokenizer: Tokenizer) -> Iterator[list[tupl
             yield _result(*waiting.popleft())
 
 
-def _result(batch: list[Piece], ids: Future[list[Ids]]) -> list[tuple[Piece, Ids]]:
+def _result(batch: list[Piece], ids: Future[Iterator[Ids]]) -> list[tuple[Piece, Ids]]:
     return list(zip(batch, ids.result(), strict=True))
 
 

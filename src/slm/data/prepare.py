@@ -5,30 +5,24 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 from slm._version import __version__
 from slm.config import DataConfig, UserError
 from slm.data import cache
 from slm.data.encoding import Place, Rows, encode_into
+from slm.data.manifest import FORMAT_VERSION, TOKENIZER, clear, mark, read_manifest, read_mark
+from slm.data.out import check_ours, check_out, check_same, upload
 from slm.data.shards import (
-    FORMAT_VERSION,
-    PROGRESS,
-    TOKENIZER,
     Prepared,
     ShardRows,
-    clear,
     has_all,
     is_intact,
-    mark,
     open_prepared,
-    read_manifest,
-    read_mark,
     read_tokenizer,
     write_manifest,
 )
-from slm.data.sources import BUILT_IN, MANIFEST, Corpus, read_corpus, read_texts
+from slm.data.sources import BUILT_IN, Corpus, read_corpus, read_texts
 from slm.data.survey import SAMPLE_CHARS, VAL, Split, Survey, take_survey
 from slm.data.tokenizer import TOKENIZERS, Tokenizer, make_tokenizer, read_tokenizer_file
 from slm.data.tokens import Tokens
@@ -36,6 +30,7 @@ from slm.settings import Settings, as_settings, layered
 from slm.storage import files
 
 IN_MEMORY_BYTES = 4_000_000  # text up to this size is not worth files: it is tokenized in a second or two
+READING = 1  # raised whenever a text is read, cut or tokenized otherwise than before
 EVALUATED_TOKENS = 1_000_000  # of the validation text, at most
 Progress = Callable[[str, int, int | None], None]  # what is being done, bytes done, bytes in all where known
 
@@ -78,18 +73,22 @@ class Job:
             "val_fraction": config.val_fraction,
             "tokenizer": self.tokenizer_json or config.tokenizer,
             "vocab_size": self.vocab_size if config.tokenizer == "bpe" else None,
-            "version": [FORMAT_VERSION, SAMPLE_CHARS],
+            "version": [FORMAT_VERSION, READING, SAMPLE_CHARS],
         }
 
     def run(self) -> Prepared:
         """The prepared data: found in the cache, or made now."""
+        if self.key is not None:
+            return self._found(self.key) or self._made(self.key, None)
+        surveys = self._survey()  # texts given in Python are known by their content only
+        key = cache.key_of(self.identity(*(survey and survey.content for survey in surveys)))
+        return self._found(key) or self._made(key, surveys)
+
+    @property
+    def key(self) -> str | None:
+        """The name of the prepared data, where the sources tell it before they are read."""
         val_key = self.val_corpus.key if self.val_corpus else []
-        key = None if None in (self.corpus.key, val_key) else cache.key_of(self.identity(self.corpus.key, val_key))
-        if key is None:  # texts given in Python are known by their content only
-            surveys = self._survey()
-            key = cache.key_of(self.identity(*(survey and survey.content for survey in surveys)))
-            return self._found(key) or self._made(key, surveys)
-        return self._found(key) or self._made(key, None)
+        return None if None in (self.corpus.key, val_key) else cache.key_of(self.identity(self.corpus.key, val_key))
 
     def _folder(self, key: str) -> str:
         return self.out or os.path.join(cache.cache_folder(), key)
@@ -104,13 +103,10 @@ class Job:
     def _manifest(self, folder: str, key: str) -> dict[str, Any] | None:
         """What a finished preparation left. Raises where the folder belongs to another one, or is not ours at all."""
         manifest = read_manifest(folder)
-        if manifest and manifest["key"] != key:
-            raise UserError(
-                f"{folder} holds data prepared from other sources, or with other settings: nothing was changed. "
-                "Choose another --out, or remove that folder."
-            )
+        if manifest:
+            check_same(folder, manifest, {"key": key})
         if self.out is not None and manifest is None:
-            _check_ours(folder)
+            check_ours(folder)
         return manifest
 
     def _survey(self) -> tuple[Survey, Survey | None]:
@@ -140,6 +136,8 @@ class Job:
             manifest = self._manifest(folder, key)  # it may be new since the lock was asked for
             if manifest and manifest["content"] == _content(survey, val_survey) and is_intact(folder, manifest):
                 return open_prepared(folder)
+            if manifest:  # of other bytes than the text has now, or damaged
+                clear(folder)
             return self._on_disk(folder, key, survey, val_survey)
 
     def _waiting(self) -> None:
@@ -192,7 +190,6 @@ class Job:
         if name == "char":
             return make_tokenizer(name, survey.characters, self.vocab_size)
         sample = survey.sample_of_training(split)
-        survey.sample.kept.clear()  # up to 80 MB, not needed again
         if name == "bpe":
             size = sum(map(len, sample))
             self.on_progress(f"learning a vocabulary of up to {self.vocab_size:,} from {size / 1e6:.1f} MB", 0, None)
@@ -210,6 +207,7 @@ class Job:
         after_batch: Callable[[Place, int], None],
     ) -> None:
         """Appends both texts to the rows from the given place on; the validation text's parts follow the others."""
+        survey.sample.kept.clear()  # up to 80 MB, not needed again
         parts = self.corpus.num_parts
         total_chars = survey.num_chars + (val_survey.num_chars if val_survey else 0)
         total = survey.counts.num_bytes + (val_survey.counts.num_bytes if val_survey else 0)
@@ -339,8 +337,6 @@ def prepare_settings(
     if texts is None and settings.data.data in (None, ("dummy",)):
         raise UserError("data = 'dummy' is random tokens: there is nothing to prepare. Name a text.")
     to_url = out is not None and files.is_remote(out)
-    if out is not None:
-        _check_out(out, (*(settings.data.data or ()), *(settings.data.val_data or ())))
     job = Job(
         settings.data,
         texts,
@@ -351,47 +347,11 @@ def prepare_settings(
         recheck=settings.options.recheck,
         on_progress=on_progress,
     )
+    if out is not None:
+        check_out(out, job.key)
     prepared = job.run()
-    if to_url and out is not None:
-        _upload(prepared, out, on_progress)
-        return out
     assert prepared.folder is not None
-    return prepared.folder
-
-
-def _check_out(out: str, sources: tuple[str, ...]) -> None:
-    """Raises UserError or StorageError where no tokens can go: early, before the text is read."""
-    if files.is_remote(out):
-        if read_manifest(out) is None:
-            _check_ours(out)
-            files.check_writable(out)
-        return
-    for source in sources:
-        inside = os.path.isdir(source) and Path(out).resolve().is_relative_to(Path(source).resolve())
-        if inside and not files.exists(files.join(out, MANIFEST)):
-            raise UserError(f"--out {out} lies inside {source}, which is read: choose a folder elsewhere.")
-
-
-def _check_ours(folder: str) -> None:
-    """Raises ExistsError where a folder or URL holds files, but no preparation that goes on."""
-    if files.list_names(folder) and not read_mark(folder):
-        raise files.ExistsError(f"--out {folder} is not empty: choose a new folder, or an empty one.")
-
-
-def _upload(prepared: Prepared, url: str, on_progress: Progress) -> None:
-    """Copies a prepared folder to a URL, the manifest last. Raises UserError where other data is there."""
-    there = read_manifest(url)
-    if there is not None:
-        if any(there[name] != prepared.about[name] for name in ("key", "content")):
-            raise UserError(f"{url} holds other prepared data: nothing was changed. Choose another --out.")
-        return
-    mark(url, {"name": prepared.about["name"]})
-    total, done = sum(shard["bytes"] for shard in prepared.about["shards"]), 0
-    assert prepared.folder is not None
-    files.upload(files.join(prepared.folder, TOKENIZER), files.join(url, TOKENIZER), overwrite=True)
-    for shard in prepared.about["shards"]:
-        on_progress(f"uploading to {url}", done, total)
-        files.upload(files.join(prepared.folder, shard["name"]), files.join(url, shard["name"]), overwrite=True)
-        done += shard["bytes"]
-    files.upload(files.join(prepared.folder, MANIFEST), files.join(url, MANIFEST), overwrite=True)
-    files.remove(files.join(url, PROGRESS))
+    if not to_url or out is None:
+        return prepared.folder
+    upload(prepared, prepared.folder, out, again=settings.options.recheck, on_progress=on_progress)
+    return out

@@ -9,7 +9,6 @@ text.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,14 +18,22 @@ import numpy as np
 
 from slm.config import UserError
 from slm.data.encoding import Ids, Place, Rows
-from slm.data.sources import MANIFEST, SHARD_NAME
+from slm.data.manifest import (
+    FORMAT,
+    FORMAT_VERSION,
+    MANIFEST,
+    PROGRESS,
+    TOKENIZER,
+    mark,
+    read_manifest,
+    read_mark,
+    remove_temporary,
+    write_json,
+)
 from slm.data.tokenizer import Tokenizer
 from slm.data.tokens import Tokens
 from slm.storage import files
 
-PROGRESS, TOKENIZER = "progress.json", "tokenizer.json"
-FORMAT = "slm prepared data"
-FORMAT_VERSION = 1
 SHARD_TOKENS = 1 << 24  # after which the files of both splits are closed, and twice as many after each SAME_LENGTH
 SAME_LENGTH = 16
 _WAY_OUT = "Remove that folder and prepare the data anew."
@@ -111,7 +118,7 @@ class ShardRows(Rows):
 
     def _resume(self) -> None:
         remove_temporary(self.folder)
-        state = read_json(self.folder, PROGRESS)
+        state = read_mark(self.folder)
         if state.get("made_from") != self.made_from:
             return
         for name in _STATE:
@@ -149,56 +156,10 @@ class _Shard:
         self._context.__exit__(KeyboardInterrupt, error, None)
 
 
-def _write_json(folder: str, name: str, content: dict[str, Any]) -> None:
-    files.write_bytes(files.join(folder, name), json.dumps(content, indent=1).encode())
-
-
-def read_json(folder: str, name: str) -> dict[str, Any]:
-    """The object in a JSON file of a folder; an empty one where there is none, or it is none."""
-    path = files.join(folder, name)
-    if not files.exists(path):
-        return {}
-    try:
-        content = json.loads(files.read_bytes(path))
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def read_manifest(folder: str) -> dict[str, Any] | None:
-    """What a folder of prepared data tells of itself; None where it is none. Raises UserError for a newer format."""
-    manifest = read_json(folder, MANIFEST)
-    if manifest.get("format") != FORMAT:
-        return None
-    if manifest.get("format_version", 0) > FORMAT_VERSION:
-        raise UserError(f"{folder} was prepared by a newer slm than this one. Upgrade slm, or prepare the data anew.")
-    return manifest
-
-
-def mark(folder: str, progress: dict[str, Any]) -> None:
-    """Notes how far a preparation has come; from now on the folder or URL is known as ours."""
-    _write_json(folder, PROGRESS, {"format": FORMAT, **progress})
-
-
-def read_mark(folder: str) -> dict[str, Any]:
-    """What `mark` noted, {} where a folder or URL is not ours or is complete."""
-    progress = read_json(folder, PROGRESS)
-    return progress if progress.get("format") == FORMAT else {}
-
-
-def clear(folder: str) -> None:
-    """Afterwards a folder that is ours holds no prepared data, neither complete nor in part; other files stay."""
-    names = [name for name in files.list_names(folder) if SHARD_NAME.fullmatch(name)]
-    # The manifest first, for without the shards it would lie; last what tells that the folder is ours.
-    for name in (MANIFEST, *names, TOKENIZER, PROGRESS):
-        files.remove(files.join(folder, name))
-    remove_temporary(folder)
-
-
 def write_manifest(folder: str, manifest: dict[str, Any]) -> None:
     """Makes a folder of complete shards valid. Raises UserError where one of them has gone since."""
     _check_sizes(folder, manifest)
-    _write_json(folder, MANIFEST, {"format": FORMAT, "format_version": FORMAT_VERSION, **manifest})
+    write_json(folder, MANIFEST, {"format": FORMAT, "format_version": FORMAT_VERSION, **manifest})
     files.remove(files.join(folder, PROGRESS))
 
 
@@ -233,7 +194,7 @@ def check_shards(folder: str, manifest: dict[str, Any]) -> None:
     for shard in manifest["shards"]:
         if not is_whole(folder, shard):
             path = files.join(folder, shard["name"])
-            raise UserError(f"{path} is damaged: its checksum is not that of the manifest. {_WAY_OUT}")
+            raise UserError(f"{path} is missing or damaged: its checksum is not that of the manifest. {_WAY_OUT}")
 
 
 def has_all(folder: str, manifest: dict[str, Any]) -> bool:
@@ -258,13 +219,6 @@ def is_whole(folder: str, shard: dict[str, Any]) -> bool:
 
 def _has_size(path: str, num_bytes: int) -> bool:
     return os.path.isfile(path) and os.path.getsize(path) == num_bytes
-
-
-def remove_temporary(folder: str) -> None:
-    """Removes what a process that was killed left of a file that it was writing."""
-    for name in files.list_names(folder):
-        if name.startswith(".slm-") and name.endswith(files.TEMPORARY_SUFFIX):
-            files.remove(files.join(folder, name))
 
 
 def read_tokenizer(folder: str) -> Tokenizer:

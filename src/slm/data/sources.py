@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import tempfile
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -15,11 +14,11 @@ from slm.config import UserError
 from slm.data import formats
 from slm.data.builtin import PythonSources, Stories, stories_of_size
 from slm.data.formats import PART_CHARS, Chunk, Counts, check_unicode
+from slm.data.manifest import MANIFEST, PROGRESS, SHARD_NAME, TOKENIZER, is_ours
 from slm.storage import files, listing
 from slm.storage.files import MissingError
 from slm.storage.listing import FileInfo
 
-MANIFEST, SHARD_NAME = "manifest.json", re.compile(r"(?:train|val)-[0-9]{5,}\.bin")  # of a prepared folder
 BUILT_IN = ("dummy", "python", "stories")
 _LONGEST_PATH = 1000
 _NAMES_TOLD = 3
@@ -49,6 +48,7 @@ class Corpus:
     name: str
     parts: tuple[Part, ...]
     aligned: bool = False  # whether windows should begin where documents do
+    left_out: tuple[str, ...] = ()  # folders of prepared data among the sources
 
     @property
     def num_parts(self) -> int:
@@ -121,6 +121,7 @@ def read_corpus(
         raise UserError("data is empty: name a file, a folder, a URL or a built-in corpus.")
     parts: dict[str, _NamedPart] = {}
     told: list[str] = []
+    left_out: dict[str, None] = {}
     for name in names:
         check_name(name)
         if name == "python" or name.partition(":")[0] == "stories":
@@ -129,12 +130,17 @@ def read_corpus(
             found: Sequence[_NamedPart] = [built_in]
         else:
             told.append(name)
-            found = _file_parts(name, text_field, split_documents_on)
+            listed = find_files(name)
+            prepared = _prepared_folders(name, listed)
+            left_out |= dict.fromkeys(sorted(prepared))
+            named = listing.is_single(name, listed)
+            texts = (file for file in listed if not _is_of(prepared, file))
+            found = [_FilePart(file, named, text_field, split_documents_on) for file in texts]
         for part in found:
             parts.setdefault(part.path if isinstance(part, _FilePart) else part.name, part)
     _check_token_files(parts.values())
     aligned = all(isinstance(part, Stories) for part in parts.values())
-    return Corpus(_in_words(told), tuple(parts.values()), aligned)
+    return Corpus(_in_words(told), tuple(parts.values()), aligned, tuple(left_out))
 
 
 def check_name(name: Any) -> None:
@@ -162,21 +168,22 @@ def find_files(name: str) -> list[FileInfo]:
         ) from error
 
 
-def _file_parts(name: str, text_field: str, split_documents_on: str | None) -> list[_FilePart]:
-    found = _without_prepared(name, find_files(name))
-    named = listing.is_single(name, found)
-    return [_FilePart(file, named, text_field, split_documents_on) for file in found]
+def _is_of(folders: set[str], file: FileInfo) -> bool:
+    """True for a file of prepared data in one of those folders."""
+    ours = file.name in (MANIFEST, PROGRESS, TOKENIZER) or SHARD_NAME.fullmatch(file.name)
+    return bool(ours) and _folder(file) in folders
 
 
-def _without_prepared(name: str, found: list[FileInfo]) -> list[FileInfo]:
-    """The files that are no data of slm-prepare; raises UserError where the name itself is a folder of such."""
-    shards = {_folder(file) for file in found if SHARD_NAME.fullmatch(file.name)}
-    prepared = shards & {_folder(file) for file in found if file.name == MANIFEST}
-    if any(folder.rstrip("/\\") == name.rstrip("/\\") for folder in prepared):
+def _prepared_folders(name: str, found: list[FileInfo]) -> set[str]:
+    """The folders among the files that slm-prepare made; raises UserError where the name itself is one."""
+    of_name = {one: {_folder(file) for file in found if file.name == one} for one in (MANIFEST, TOKENIZER, PROGRESS)}
+    folders = {folder for folder in of_name[MANIFEST] & of_name[TOKENIZER] | of_name[PROGRESS] if is_ours(folder)}
+    if any(folder.rstrip("/\\") == name.rstrip("/\\") for folder in folders):
         raise UserError(
-            f"{name} holds data that slm-prepare made, with its own validation part: it can only be --data, and alone."
+            f"{name} holds data that slm-prepare made, with its own validation part: only slm-train takes it, as its "
+            "only --data."
         )
-    return [file for file in found if _folder(file) not in prepared]
+    return folders
 
 
 def _folder(file: FileInfo) -> str:
@@ -228,10 +235,11 @@ def _check_texts(texts: Any, name: str) -> None:
         raise UserError(f"{name} = {_start(texts)} is bytes: decode it, and put the text in a list: [data.decode()].")
     if not isinstance(texts, Iterable):
         raise UserError(f"{name} = {_start(texts)}: must be a path, URL, built-in name, or a list of str.")
-    if isinstance(texts, list | tuple) and 0 < len(texts) <= _MANY_NAMES and all(map(_names_a_file, texts)):
+    few = texts if isinstance(texts, list | tuple) and len(texts) <= _MANY_NAMES else ()
+    if (path := next(filter(_names_a_file, few), None)) is not None:
         raise UserError(
-            f"{name} is a list of str, and such are literal texts, but each is the name of a file: to read the files "
-            f"pass path objects, [Path({texts[0]!r}), ...]."
+            f"{name} is a list, where each str is a literal text, but {os.fspath(path)!r} is the name of a file: to "
+            f"read files pass path objects only, [Path({os.fspath(path)!r}), ...]."
         )
     names = list(texts) if isinstance(texts, Mapping) else None
     for attribute in ("column_names", "columns"):  # of a table of datasets, pyarrow, pandas or polars
@@ -245,7 +253,8 @@ def _check_texts(texts: Any, name: str) -> None:
 
 
 def _names_a_file(text: Any) -> bool:
-    return isinstance(text, str) and len(text) <= _LONGEST_PATH and os.path.isfile(text)
+    is_path = isinstance(text, os.PathLike)
+    return is_path or (isinstance(text, str) and len(text) <= _LONGEST_PATH and os.path.isfile(text))
 
 
 def _start(value: Any) -> str:

@@ -16,9 +16,10 @@ from slm.config import DataConfig, UserError
 from slm.data import cache
 from slm.data.dataset import TextDataset
 from slm.data.formats import is_token_file, open_tokens
+from slm.data.manifest import MANIFEST, SHARD_NAME, TOKENIZER, read_manifest, read_mark
 from slm.data.prepare import EVALUATED_TOKENS, Job, Progress, absolute
-from slm.data.shards import PROGRESS, TOKENIZER, Prepared, check_shards, open_prepared, read_manifest
-from slm.data.sources import BUILT_IN, MANIFEST, SHARD_NAME, check_name, find_files, read_texts
+from slm.data.shards import Prepared, check_shards, open_prepared
+from slm.data.sources import BUILT_IN, check_name, find_files, read_texts
 from slm.data.survey import FEWEST_DOCUMENTS
 from slm.data.tokenizer import TOKENIZERS, Tokenizer, make_tokenizer
 from slm.data.tokens import Tokens
@@ -168,10 +169,13 @@ def _prepared_folder(
         return None
     manifest = read_manifest(name)
     if manifest is None:
+        if read_mark(name):
+            raise UserError(f"{name} is an unfinished preparation. Run the same slm-prepare again.")
         found = files.list_names(name)
-        if PROGRESS in found or (TOKENIZER in found and any(map(SHARD_NAME.fullmatch, found))):
+        if TOKENIZER in found and any(map(SHARD_NAME.fullmatch, found)):
             raise UserError(
-                f"{name} is an unfinished preparation: {MANIFEST} is missing. Run the same slm-prepare again."
+                f"{name} holds token files, but its {MANIFEST} is missing or damaged. Remove that folder and run "
+                "slm-prepare anew."
             )
         return None
     _check_settings(name, manifest, config, vocab_size, asked)

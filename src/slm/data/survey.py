@@ -131,6 +131,8 @@ class Survey:
 def take_survey(corpus: Corpus, *, characters: bool, on_progress: Callable[[int], None]) -> Survey:
     """Reads the whole corpus once. `characters` collects the set of them; on_progress is told the bytes read so far."""
     survey = Survey()
+    for folder in corpus.left_out:
+        survey.counts.skip("folder that slm-prepare made", folder)
     digest = hashlib.sha256()
     for part in range(corpus.num_parts):
         before, starts, of_document = survey.num_chars, True, 0.0

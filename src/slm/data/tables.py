@@ -55,7 +55,6 @@ class Table:
 
     def _json_lines(self, lines: Iterable[str]) -> Iterator[str]:
         self._begin()
-        key = self.text_field if self.column is None else self.column
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -67,6 +66,7 @@ class Table:
                 self.notes.skip_row(number, "line that did not parse as JSON", problem)
                 continue
             fields = row if isinstance(row, dict) else dict(enumerate(row)) if isinstance(row, list) else {}
+            key = self.column if isinstance(row, list) and self.column is not None else self.text_field
             if key not in fields:
                 by_number = isinstance(row, list) and self.column is not None
                 problem = self._too_few(len(row)) if by_number else self._missing(list(fields))
@@ -90,7 +90,7 @@ class Table:
         if self.column is None and begun:
             self.delimiter = _delimiter(begun[-1])
         reader = csv.reader(chain(begun, parts, ["\n", _END_OF_CSV]), delimiter=self.delimiter)
-        before, row = 0, [_END_OF_CSV]
+        before = 0
         try:
             for row in reader:
                 if row and row != [_END_OF_CSV]:
@@ -102,24 +102,26 @@ class Table:
                     yield before + 1, row
                 before = reader.line_num
         except csv.Error as error:
-            raise UserError(f"{self.notes.path}:{reader.line_num} cannot be read as CSV: {error}.") from error
+            raise UserError(
+                f"{self.notes.path}:{before + 1} cannot be read as CSV: {error}. Is a quote never closed?"
+            ) from error
 
     def _columns(self, rows: _Rows) -> Iterator[str]:
         """The text of each row: under its name in the first one, or in the column of that number."""
         start, first = next(rows, (0, [self.text_field]))
-        column, measure = self.column, "first"
+        column = self.column
+        most: int | None = len(first)
         if column is None:
             if (column := self._place(first)) is None:
                 self._no_field(first)
                 return
-            measure = "header"
-        elif start:
-            rows = chain([(start, first)], rows)
+        elif start:  # without a header a row may have any number of columns
+            rows, most = chain([(start, first)], rows), None
         self._begin()
         for number, row in rows:
-            if len(row) > len(first) and any(surplus.strip() for surplus in row[len(first) :]):
-                problem = f"has {many(len(row), 'column')}, the {measure} {len(first)}: {self._what_splits()}"
-                self.notes.skip_row(number, f"line with more columns than the {measure}", problem)
+            if most is not None and any(surplus.strip() for surplus in row[most:]):
+                problem = f"has {many(len(row), 'column')}, the header {most}: {self._what_splits()}"
+                self.notes.skip_row(number, "line with more columns than the header", problem)
             elif column < len(row):
                 yield row[column]
             else:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from slm.config import UserError
 
-_FIRST_BLOCK, _LARGEST_BLOCK = 2**12, 2**20  # ids; what is sought is often near, so the first look is a short one
+_BLOCK = 2**20  # ids
 
 
 class Tokens:
@@ -78,33 +78,18 @@ class Tokens:
     def id_range(self) -> tuple[int, int]:
         """The smallest and the largest id, looked up once; of a part or with vocab_size, bounds known before."""
         if self._id_range is None:
-            bounds = [(int(ids.min()), int(ids.max())) for _, ids in self._blocks(0, len(self))]
+            bounds = [(int(ids.min()), int(ids.max())) for _, ids in self._blocks(len(self))]
             self._id_range = min(low for low, _ in bounds), max(high for _, high in bounds)
         return self._id_range
 
-    def find(self, id: int, start: int) -> int | None:
-        """The first position from `start` on that holds an id, or None."""
-        for position, ids in self._blocks(start, len(self)):
-            held = ids == id
-            nearest = int(held.argmax())
-            if held[nearest]:
-                return position + nearest
-        return None
-
     def positions(self, id: int, stop: int) -> NDArray[np.int64]:
         """All positions before `stop` that hold an id, in order."""
-        found = [position + np.flatnonzero(ids == id) for position, ids in self._blocks(0, min(stop, len(self)))]
+        found = [position + np.flatnonzero(ids == id) for position, ids in self._blocks(stop)]
         return np.concatenate(found or [np.empty(0, np.int64)]).astype(np.int64)
 
-    def _blocks(self, start: int, stop: int) -> Iterator[tuple[int, NDArray[Any]]]:
-        """The ids from one position to another, uncopied, as (position, a few of them), in blocks that grow."""
-        size = _FIRST_BLOCK
-        index = bisect_right(self._ends, start)
-        while start < stop:
-            array, end = self._arrays[index], self._ends[index]
-            at = start - (end - len(array))
-            ids = array[at : at + min(size, stop - start)]
-            yield start, ids
-            start += len(ids)
-            index += start == end
-            size = min(2 * size, _LARGEST_BLOCK)
+    def _blocks(self, stop: int) -> Iterator[tuple[int, NDArray[Any]]]:
+        """The ids before a position, uncopied, block by block, each with its own position."""
+        for array, end in zip(self._arrays, self._ends, strict=True):
+            begin = end - len(array)
+            for start in range(begin, min(end, stop), _BLOCK):
+                yield start, array[start - begin : min(start + _BLOCK, stop) - begin]
