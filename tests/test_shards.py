@@ -304,7 +304,7 @@ def test_with_a_shard_of_another_size_nothing_trains_and_preparing_again_mends_i
         shard.unlink()
     else:
         shard.write_bytes(data[:-2] if damage == "shorter" else data + b"\0\0")
-    with pytest.raises(UserError, match=r"train-00001\.bin.* Remove that folder"):
+    with pytest.raises(UserError, match=r"train-00001\.bin.* same slm-prepare with --recheck"):
         open_prepared(out)
     prepare(**keys, out=out)
     assert shard.read_bytes() == data
@@ -322,10 +322,21 @@ def test_one_flipped_bit_is_found_when_it_is_looked_for(keys: dict[str, Any], tm
     shard.write_bytes(data)
     prepare(**keys, out=out)
     assert shard.read_bytes() == data
-    with pytest.raises(UserError, match=rf"{shard.name} is missing or damaged.* Remove that folder"):
+    with pytest.raises(UserError, match=rf"{shard.name} is missing or damaged.* same slm-prepare with --recheck"):
         shards.check_shards(out, json.loads((tmp_path / "out" / MANIFEST).read_text()))
     prepare(**keys, out=out, recheck=True)
     assert shard.read_bytes() == good
+
+
+def test_a_manifest_is_not_written_without_its_shards(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("a" * 400)
+    out = prepare(tmp_path / "text.txt", tokenizer="byte", out=tmp_path / "out")
+    about = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    for name in (MANIFEST, "train-00000.bin"):
+        (tmp_path / "out" / name).unlink()
+    with pytest.raises(UserError, match="is missing"):
+        shards.write_manifest(out, about)
+    assert not (tmp_path / "out" / MANIFEST).exists()
 
 
 def test_shards_double_in_length_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,8 +32,8 @@ def check_same(folder: str, manifest: dict[str, Any], wanted: dict[str, Any]) ->
     """Raises UserError where a folder or URL holds other prepared data than is wanted."""
     if any(manifest[name] != value for name, value in wanted.items()):
         raise UserError(
-            f"{folder} holds data that was prepared from other text, or with other settings: nothing was changed. "
-            "Choose another --out, or remove it."
+            f"{folder} holds data that was prepared from other files (by path, size and date) or with other settings: "
+            "nothing was changed. Choose another --out, or remove it."
         )
 
 

@@ -250,7 +250,7 @@ class Job:
             "name": self.corpus.name,
             "key": key,
             "content": _content(survey, val_survey),
-            "found": _found(survey, self.config) + _found(val_survey, self.config, "validation: "),
+            "found": _found(self.config, survey, val_survey),
             "num_bytes": sum(one.counts.num_bytes for one in surveys),
             "documents": rows.documents,
             "tokens": rows.tokens,
@@ -284,16 +284,19 @@ def _content(survey: Survey, val_survey: Survey | None) -> str:
     return "+".join(one.content for one in (survey, val_survey) if one)
 
 
-def _found(survey: Survey | None, config: DataConfig, label: str = "") -> list[str]:
-    """What a reading met, in words, and which settings met nothing."""
-    if survey is None:
-        return []
-    counts = survey.counts
-    told = [f"{label}{line}" for line in counts.lines()]
-    if config.text_field != DataConfig().text_field and not counts.tables:
-        told.append(f"{label}text_field = {config.text_field!r} has no effect: there is no table (.jsonl, .csv, ...)")
-    if config.split_documents_on is not None and not counts.separators:
-        told.append(f"{label}split_documents_on = {config.split_documents_on!r} occurs in no plain text")
+def _found(config: DataConfig, survey: Survey, val_survey: Survey | None) -> list[str]:
+    """What the readings met, in words, and which settings met nothing."""
+    told = survey.counts.lines()
+    counts = [survey.counts]
+    if val_survey:
+        told += [f"validation: {line}" for line in val_survey.counts.lines()]
+        counts.append(val_survey.counts)
+    if config.text_field != DataConfig().text_field and not any(one.tables for one in counts):
+        told.append(
+            f"text_field = {config.text_field!r} has no effect: no table was read (.jsonl, .csv, .tsv, .parquet)"
+        )
+    if config.split_documents_on is not None and not any(one.separators for one in counts):
+        told.append(f"split_documents_on has no effect: '{config.split_documents_on}' stands in no plain text")
     return told
 
 

@@ -36,7 +36,7 @@ from slm.storage import files
 
 SHARD_TOKENS = 1 << 24  # after which the files of both splits are closed, and twice as many after each SAME_LENGTH
 SAME_LENGTH = 16
-_WAY_OUT = "Remove that folder and prepare the data anew."
+_WAY_OUT = "The same slm-prepare with --recheck mends it."
 SPLITS = ("train", "val")
 _STATE = ("place", "chars", "finished", "shards", "documents", "tokens", "counted")
 
@@ -187,6 +187,8 @@ def _check_sizes(folder: str, manifest: dict[str, Any]) -> None:
     for shard in manifest["shards"]:
         if not _has_size(path := files.join(folder, shard["name"]), shard["bytes"]):
             raise UserError(f"{path} is missing or has another size than when it was prepared. {_WAY_OUT}")
+    if not files.exists(path := files.join(folder, TOKENIZER)):
+        raise UserError(f"{path} is missing. {_WAY_OUT}")
 
 
 def check_shards(folder: str, manifest: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from slm.config import DataConfig, UserError
 from slm.data import cache
 from slm.data.dataset import TextDataset
 from slm.data.formats import is_token_file, open_tokens
-from slm.data.manifest import MANIFEST, SHARD_NAME, TOKENIZER, read_manifest, read_mark
+from slm.data.manifest import MANIFEST, SHARD_NAME, TOKENIZER, is_ours, read_manifest, read_mark
 from slm.data.prepare import EVALUATED_TOKENS, Job, Progress, absolute
 from slm.data.shards import Prepared, check_shards, open_prepared
 from slm.data.sources import BUILT_IN, check_name, find_files, read_texts
@@ -243,6 +243,9 @@ def _token_rows(names: tuple[str, ...], on_progress: Progress) -> Tokens | None:
     found = [file for name in names for file in find_files(name)]
     if not found or not all(is_token_file(file.path) for file in found):
         return None
+    for file in found:
+        if SHARD_NAME.fullmatch(file.name) and is_ours(folder := file.path.removesuffix(file.name)):
+            raise UserError(f"{file.path} is a part of prepared data: name its folder, --data {folder or '.'}")
     waiting = "waiting for another process that downloads the same file"
     local = [cache.local_copy(file, lambda: on_progress(waiting, 0, None)) for file in found]
     return Tokens([open_tokens(path) for path in local])

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from slm.data import story_grammar
 
-VERSION = 1  # another number for every change by which a seed gives another text
+VERSION = 2  # another number for every change by which a seed gives another text
 
 
 class Story(NamedTuple):

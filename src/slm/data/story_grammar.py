@@ -200,7 +200,7 @@ lost:
 {hero.He} [saw*2|met|spotted|noticed] a <beast> {sight=sights}
 [and followed it for <number> [steps|minutes]|and [stopped to*2|had to] [look|watch|laugh|say hello]].
 When {hero.he} [turned around*2|looked up|came back], the {thing} [was gone*3|was nowhere to be seen|had disappeared].
-"[Oh no|Oh dear|Where is it|It is gone|I have lost it|Come back|Help]!" {hero} [cried|said] <sadly>.
+"[Oh no|Oh dear|It was just here|It is gone|I have lost it|Come back|Help]!" {hero} [cried|said] <sadly>.
 [<lost_together>*3|<lost_alone>*3|<lost_blame>*4|<lost_forever>*3]
 lost_together:
 <friend> [came running|came over|stopped]. "[I will help you*2|We will find it|Let us look together]," {friend.he}
