@@ -1,4 +1,4 @@
-"""How near the preset of the built-in stories comes to their entropy, and 20 samples to be read.
+"""How near the preset of the built-in stories comes to their entropy, and samples to be read, 20 at each temperature.
 
     python benchmarks/stories.py [--threads 2]
 
@@ -77,8 +77,10 @@ def main() -> None:
         print(f"bits per byte: unigram {unigram:.4f}, model {model:.4f}, entropy {entropy:.4f}")
         print(f"gap closed {100 * (unigram - model) / (unigram - entropy):.1f} %")
         print(f"above the entropy by {100 * (model / entropy - 1):.1f} %")
-        for seed in range(20):
-            print(f"\n{seed + 1}. {run.generate('', max_new_tokens=400, seed=seed)}")
+        for temperature in (0.8, 0.5):  # the default, and what a user would turn to for text without slips
+            for seed in range(20):
+                text = run.generate("", max_new_tokens=400, temperature=temperature, seed=seed)
+                print(f"\ntemperature {temperature}, {seed + 1}. {text}")
 
 
 if __name__ == "__main__":
