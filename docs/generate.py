@@ -63,7 +63,7 @@ def _type(parameter: inspect.Parameter) -> str:
         return f"Literal[{', '.join(json.dumps(choice) for choice in choices)}]"
     kind = str(parameter.annotation)
     if kind_of(FIELDS[parameter.name]) == "strs":
-        return kind.replace("tuple[str, ...]", "str | os.PathLike[str] | Sequence[str]")
+        return DATA  # texts and token ids, too
     return kind.replace("str", "str | os.PathLike[str]") if parameter.name in PATHS else kind
 
 

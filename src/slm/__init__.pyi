@@ -21,7 +21,7 @@ def train(
     *,
     on_log: Callable[[Record], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
-    val_data: str | os.PathLike[str] | Sequence[str] | None = None,
+    val_data: str | os.PathLike[str] | Iterable[str] | Iterable[int] | Sequence[os.PathLike[str]] | None = None,
     val_fraction: float = 0.1,
     text_field: str = "text",
     split_documents_on: str | None = None,
