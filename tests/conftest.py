@@ -14,6 +14,8 @@ import torch
 from gcs_fake import FakeGCS
 from google.cloud.storage import blob as client_blob
 
+from slm.data.splits import PreparedData, load_data
+from slm.settings import as_settings, layered
 from slm.storage import gcs
 
 hypothesis.settings.register_profile("same each time", derandomize=True)
@@ -58,6 +60,23 @@ def make_text(num_words: int = 2000) -> str:
     draw = random.Random(0)
     words = [draw.choice(WORDS) for _ in range(num_words)]
     return "\n".join(" ".join(words[i : i + 6]) for i in range(0, num_words, 6)) + "\n"
+
+
+def loaded(data: Any, **keys: Any) -> PreparedData:
+    """What training gets of data and keywords, in windows of 16."""
+    keys, given, val_given = as_settings(data, keys)
+    settings = layered(keys, "keyword")
+    return load_data(
+        settings.data,
+        given,
+        val_given,
+        vocab_size=settings.model.vocab_size,
+        max_seq_len=16,
+        seed=0,
+        recheck=settings.options.recheck,
+        asked=settings.origins,
+        on_progress=lambda *_: None,
+    )
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import json
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SMALL, make_text
+from conftest import SMALL, loaded, make_text
 
 import slm
 from slm.config import IGNORE_INDEX, DataConfig, UserError
@@ -19,7 +20,7 @@ from slm.data import splits, survey
 from slm.data.manifest import MANIFEST, PROGRESS, TOKENIZER
 from slm.data.prepare import prepare
 from slm.data.shards import Prepared, open_prepared
-from slm.data.splits import PreparedData, load_data
+from slm.data.splits import PreparedData
 from slm.data.stories import stories
 from slm.settings import as_settings, layered
 from slm.storage import files
@@ -39,23 +40,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def states(folder: str | Path) -> dict[str, tuple[int, bytes]]:
     return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in Path(folder).iterdir()}
-
-
-def loaded(data: Any, **keys: Any) -> PreparedData:
-    """What training gets."""
-    keys, given, val_given = as_settings(data, keys)
-    settings = layered(keys, "keyword")
-    return load_data(
-        settings.data,
-        given,
-        val_given,
-        vocab_size=settings.model.vocab_size,
-        max_seq_len=16,
-        seed=0,
-        recheck=settings.options.recheck,
-        asked=settings.origins,
-        on_progress=lambda *_: None,
-    )
 
 
 def test_training_on_a_prepared_folder_is_training_on_its_text(here: Path) -> None:
@@ -229,7 +213,7 @@ def test_a_shard_is_no_file_of_token_ids(here: Path, name: str) -> None:
 def test_a_prepared_folder_without_its_tokenizer_says_so(here: Path) -> None:
     prepare("text.txt", tokenizer="char", out="out")
     (here / "out" / TOKENIZER).unlink()
-    with pytest.raises(UserError, match=r"tokenizer\.json is missing\. The same slm-prepare"):
+    with pytest.raises(UserError, match=r"tokenizer\.json is missing, .* The same slm-prepare"):
         slm.train("out", **SIZES_ALONE)
     prepare("text.txt", tokenizer="char", out="out")
     assert slm.train("out", **SIZES_ALONE).tokenizer
@@ -403,10 +387,15 @@ def test_recheck_mends_what_was_fetched_from_a_url(here: Path) -> None:
     assert (here / "text.txt").read_text().startswith(again.tokenizer.decode(again.train_dataset.tokens[:].tolist()))
 
 
-def test_what_a_url_holds_already_is_not_uploaded_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_url_holds_already_is_neither_made_nor_uploaded_again(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = f"memory://again/{here.name}"
     prepare("text.txt", tokenizer="char", out=url)
+    monkeypatch.setenv("SLM_CACHE", str(here / "another machine"))
     monkeypatch.setattr(files, "upload", None)
+    assert prepare(["text " * 99], tokenizer="byte", out=here / "elsewhere")
+    monkeypatch.setattr(prepare_module, "take_survey", None)
     assert prepare("text.txt", tokenizer="char", out=url) == url
 
 
@@ -453,20 +442,26 @@ def test_a_shard_that_was_damaged_at_its_url_is_mended_on_request(here: Path) ->
     assert slm.train(url, **SIZES_ALONE).tokenizer
 
 
-def test_an_unfinished_upload_of_other_text_leaves_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (here / "other.txt").write_text("other text " * 80)
-    url = f"memory://other/{here.name}"
+@contextmanager
+def failing_upload(name: str) -> Iterator[None]:
+    """A context in which the upload of that file fails."""
     upload = files.upload
 
-    def fail_at_last(local_path: str, target: str, *, overwrite: bool = False) -> None:
-        if target.endswith(MANIFEST):
+    def fail(local_path: str, target: str, *, overwrite: bool = False) -> None:
+        if target.endswith(name):
             raise files.StorageError("the line is dead")
         upload(local_path, target, overwrite=overwrite)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(files, "upload", fail_at_last)
-        with pytest.raises(files.StorageError):
-            prepare("text.txt", tokenizer="char", out=url)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "upload", fail)
+        yield
+
+
+def test_an_unfinished_upload_of_other_text_leaves_nothing(here: Path) -> None:
+    (here / "other.txt").write_text("other text " * 80)
+    url = f"memory://other/{here.name}"
+    with failing_upload(MANIFEST), pytest.raises(files.StorageError, match="the line is dead"):
+        prepare("text.txt", tokenizer="char", out=url)
     files.write_bytes(files.join(url, "train-00007.bin"), b"of another text")
     prepare("other.txt", tokenizer="char", out=url)
     assert set(files.list_names(url)) == {MANIFEST, TOKENIZER, "train-00000.bin", "val-00000.bin"}
@@ -513,19 +508,10 @@ def test_a_kill_after_the_manifest_hides_no_damage(here: Path) -> None:
     assert (here / "out" / "train-00000.bin").read_bytes() == good
 
 
-def test_an_upload_that_was_cut_off_is_not_trained_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    upload = files.upload
-
-    def fail(local_path: str, target: str, *, overwrite: bool = False) -> None:
-        if target.endswith("val-00000.bin"):
-            raise files.StorageError("the line is dead")
-        upload(local_path, target, overwrite=overwrite)
-
+def test_an_upload_that_was_cut_off_is_not_trained_on(here: Path) -> None:
     url = f"memory://cut-off/{here.name}"
-    with monkeypatch.context() as patch:
-        patch.setattr(files, "upload", fail)
-        with pytest.raises(files.StorageError, match="the line is dead"):
-            prepare("text.txt", tokenizer="char", out=url)
+    with failing_upload("val-00000.bin"), pytest.raises(files.StorageError, match="the line is dead"):
+        prepare("text.txt", tokenizer="char", out=url)
     with pytest.raises(UserError, match="slm-prepare"):
         slm.train(url, **SIZES_ALONE)
     prepare("text.txt", tokenizer="char", out=url)

@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, make_text
+from conftest import SMALL, loaded, make_text
 
 import slm
 from slm.config import UserError
 from slm.data import prepare as prepare_module
 from slm.data import splits
-from slm.data.splits import PreparedData, load_data
+from slm.data.splits import PreparedData
 from slm.data.tokenizer import byte_tokenizer, char_tokenizer
-from slm.settings import as_settings, layered
 from slm.storage import files
 
 pytestmark = pytest.mark.filterwarnings("ignore:only . step", "ignore:the plan reads", "ignore:the vocabulary of")
@@ -30,23 +29,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SLM_CACHE", str(tmp_path / "cache"))
     return tmp_path
-
-
-def loaded(data: Any, **keys: Any) -> PreparedData:
-    """What training gets."""
-    keys, given, val_given = as_settings(data, keys)
-    settings = layered(keys, "keyword")
-    return load_data(
-        settings.data,
-        given,
-        val_given,
-        vocab_size=settings.model.vocab_size,
-        max_seq_len=16,
-        seed=0,
-        recheck=False,
-        asked=settings.origins,
-        on_progress=lambda *_: None,
-    )
 
 
 def rows(data: PreparedData) -> tuple[list[int], list[int]]:

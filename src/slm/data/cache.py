@@ -14,7 +14,7 @@ from typing import Any
 
 from slm.config import UserError
 from slm.data.manifest import MANIFEST, TOKENIZER, clear, is_ours, read_json, read_manifest, read_mark
-from slm.data.shards import has_all, is_whole, write_manifest
+from slm.data.shards import WAY_OUT, is_whole, missing, write_manifest
 from slm.storage import files
 from slm.storage.listing import FileInfo
 
@@ -81,7 +81,7 @@ def local_folder(url: str, manifest: dict[str, Any], *, recheck: bool, on_wait: 
     """
     folder = os.path.join(cache_folder(), key_of(manifest))
     with locked(folder, on_wait):
-        if (found := read_manifest(folder)) is not None and has_all(folder, found) and not recheck:
+        if (found := read_manifest(folder)) is not None and not missing(folder, found) and not recheck:
             return folder
         files.remove(files.join(folder, MANIFEST))
         files.download(files.join(url, TOKENIZER), files.join(folder, TOKENIZER))
@@ -92,7 +92,7 @@ def local_folder(url: str, manifest: dict[str, Any], *, recheck: bool, on_wait: 
             files.download(there, here)
             if not is_whole(folder, shard):
                 files.remove(here)
-                raise UserError(f"{there} is damaged: its checksum is not that of the manifest. Prepare it anew.")
+                raise UserError(f"{there} is damaged: its checksum is not that of the manifest. {WAY_OUT}")
         write_manifest(folder, manifest)
     return folder
 

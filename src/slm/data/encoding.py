@@ -135,6 +135,10 @@ class Rows:
         """Keeps the ids (N,) of a split."""
         self.arrays[where].append(ids)
 
+    def discard(self) -> None:
+        """Forgets all that was written."""
+        self.arrays = [[], []]
+
     def _separator(self) -> Ids:
         return np.array([self.end_id], dtype=np.uint32)
 

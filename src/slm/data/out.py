@@ -11,15 +11,17 @@ from slm.data.shards import Prepared
 from slm.storage import files
 
 
-def check_out(out: str, key: str | None) -> None:
-    """Raises UserError or StorageError where no tokens can go: early, before the text is read."""
+def check_out(out: str, key: str | None) -> bool:
+    """True where the data of that key is there already. Raises UserError or StorageError where no tokens can go."""
     files.check_path(out)
     manifest = read_manifest(out)
     if manifest is None:
         check_ours(out)
         files.check_writable(out)
-    elif key is not None:
+        return False
+    if key is not None:
         check_same(out, manifest, {"key": key})
+    return key is not None
 
 
 def check_ours(folder: str) -> None:

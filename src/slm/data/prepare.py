@@ -16,8 +16,8 @@ from slm.data.out import check_ours, check_out, check_same, upload
 from slm.data.shards import (
     Prepared,
     ShardRows,
-    has_all,
-    is_intact,
+    damaged,
+    missing,
     open_prepared,
     read_tokenizer,
     write_manifest,
@@ -96,7 +96,7 @@ class Job:
     def _found(self, key: str) -> Prepared | None:
         folder = self._folder(key)
         found = self._manifest(folder, key)
-        if found is None or self.recheck or not has_all(folder, found):
+        if found is None or self.recheck or missing(folder, found):
             return None
         return open_prepared(folder)
 
@@ -134,7 +134,8 @@ class Job:
             return self._in_memory(key, survey, val_survey)
         with cache.locked(folder, self._waiting):
             manifest = self._manifest(folder, key)  # it may be new since the lock was asked for
-            if manifest and manifest["content"] == _content(survey, val_survey) and is_intact(folder, manifest):
+            same = manifest is not None and manifest["content"] == _content(survey, val_survey)
+            if manifest and same and not missing(folder, manifest) and not damaged(folder, manifest):
                 return open_prepared(folder)
             if manifest:  # of other bytes than the text has now, or damaged
                 clear(folder)
@@ -234,9 +235,10 @@ class Job:
                 after_batch=lambda place, new: after(Place(place.part + parts, place.pieces), new),
             )
         if done != total_chars:
+            rows.discard()
             raise UserError(
                 f"{self.corpus.name} changed while it was read: {total_chars:,} characters first, {done:,} the second "
-                "time. Nothing was kept as complete; run the same again when nobody writes there any more."
+                "time. Nothing was kept; run the same again when nobody writes there any more."
             )
         rows.finish()
 
@@ -350,8 +352,8 @@ def prepare_settings(
         recheck=settings.options.recheck,
         on_progress=on_progress,
     )
-    if out is not None:
-        check_out(out, job.key)
+    if out is not None and check_out(out, job.key) and to_url and not settings.options.recheck:
+        return out
     prepared = job.run()
     assert prepared.folder is not None
     if not to_url or out is None:

@@ -24,6 +24,7 @@ from slm.data.manifest import (
     MANIFEST,
     PROGRESS,
     TOKENIZER,
+    clear,
     mark,
     read_manifest,
     read_mark,
@@ -36,7 +37,7 @@ from slm.storage import files
 
 SHARD_TOKENS = 1 << 24  # after which the files of both splits are closed, and twice as many after each SAME_LENGTH
 SAME_LENGTH = 16
-_WAY_OUT = "The same slm-prepare with --recheck mends it."
+WAY_OUT = "The same slm-prepare with --recheck mends it."
 SPLITS = ("train", "val")
 _STATE = ("place", "chars", "finished", "shards", "documents", "tokens", "counted")
 
@@ -116,6 +117,11 @@ class ShardRows(Rows):
             shard.abandon()
         self._open.clear()
 
+    def discard(self) -> None:
+        """Removes all that was written, the files of earlier calls too."""
+        self.abandon()
+        clear(self.folder)
+
     def _resume(self) -> None:
         remove_temporary(self.folder)
         state = read_mark(self.folder)
@@ -158,23 +164,33 @@ class _Shard:
 
 def write_manifest(folder: str, manifest: dict[str, Any]) -> None:
     """Makes a folder of complete shards valid. Raises UserError where one of them has gone since."""
-    _check_sizes(folder, manifest)
+    _check(folder, manifest)
     write_json(folder, MANIFEST, {"format": FORMAT, "format_version": FORMAT_VERSION, **manifest})
     files.remove(files.join(folder, PROGRESS))
 
 
-def open_prepared(folder: str) -> Prepared:
-    """The data in a local folder that was prepared. Raises UserError where it is not complete."""
+def open_prepared(folder: str, *, recheck: bool = False) -> Prepared:
+    """The data in a local folder that was prepared. Raises UserError where it is not complete, or no longer whole.
+
+    recheck: looks at each byte, not only at the sizes.
+    """
     manifest = read_manifest(folder)
     if manifest is None:
         raise UserError(f"{folder} holds no prepared data: {MANIFEST} is missing. Prepare it with slm-prepare.")
-    train, val = open_shards(folder, manifest)
+    _check(folder, manifest)
+    if recheck and (path := damaged(folder, manifest)):
+        raise UserError(f"{path} is damaged: its checksum is not that of the manifest. {WAY_OUT}")
+    train, val = _open_shards(folder, manifest)
     return Prepared(train, val, read_tokenizer(folder), manifest, folder)
 
 
-def open_shards(folder: str, manifest: dict[str, Any]) -> list[Tokens]:
-    """The rows of training and validation tokens, as memory maps. Raises UserError where a file is not as it was."""
-    _check_sizes(folder, manifest)
+def _check(folder: str, manifest: dict[str, Any]) -> None:
+    if path := missing(folder, manifest):
+        raise UserError(f"{path} is missing, or has another size than when it was prepared. {WAY_OUT}")
+
+
+def _open_shards(folder: str, manifest: dict[str, Any]) -> list[Tokens]:
+    """The rows of training and validation tokens, as memory maps."""
     rows: list[list[Ids]] = [[], []]
     for shard in manifest["shards"]:
         path = files.join(folder, shard["name"])
@@ -183,31 +199,18 @@ def open_shards(folder: str, manifest: dict[str, Any]) -> list[Tokens]:
     return [Tokens(arrays, vocab_size=manifest["vocab_size"]) for arrays in rows]
 
 
-def _check_sizes(folder: str, manifest: dict[str, Any]) -> None:
-    for shard in manifest["shards"]:
-        if not _has_size(path := files.join(folder, shard["name"]), shard["bytes"]):
-            raise UserError(f"{path} is missing or has another size than when it was prepared. {_WAY_OUT}")
-    if not files.exists(path := files.join(folder, TOKENIZER)):
-        raise UserError(f"{path} is missing. {_WAY_OUT}")
+def missing(folder: str, manifest: dict[str, Any]) -> str | None:
+    """The path of a file that is not there, or not as large as it was written; None where there is none."""
+    paths = {files.join(folder, shard["name"]): shard["bytes"] for shard in manifest["shards"]}
+    tokenizer = files.join(folder, TOKENIZER)
+    path = next((path for path, num_bytes in paths.items() if not _has_size(path, num_bytes)), None)
+    return path if path or files.exists(tokenizer) else tokenizer
 
 
-def check_shards(folder: str, manifest: dict[str, Any]) -> None:
-    """Raises UserError where a shard's bytes are not those that were written."""
-    for shard in manifest["shards"]:
-        if not is_whole(folder, shard):
-            path = files.join(folder, shard["name"])
-            raise UserError(f"{path} is missing or damaged: its checksum is not that of the manifest. {_WAY_OUT}")
-
-
-def has_all(folder: str, manifest: dict[str, Any]) -> bool:
-    """True where each shard and the tokenizer are there, as large as they were written."""
-    there = (_has_size(files.join(folder, shard["name"]), shard["bytes"]) for shard in manifest["shards"])
-    return all(there) and files.exists(files.join(folder, TOKENIZER))
-
-
-def is_intact(folder: str, manifest: dict[str, Any]) -> bool:
-    """True where the bytes of all shards are those that were written."""
-    return has_all(folder, manifest) and all(is_whole(folder, shard) for shard in manifest["shards"])
+def damaged(folder: str, manifest: dict[str, Any]) -> str | None:
+    """The path of a shard whose bytes are not those that were written; None where there is none."""
+    bad = next((shard["name"] for shard in manifest["shards"] if not is_whole(folder, shard)), None)
+    return bad and files.join(folder, bad)
 
 
 def is_whole(folder: str, shard: dict[str, Any]) -> bool:

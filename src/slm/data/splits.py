@@ -18,7 +18,7 @@ from slm.data.dataset import TextDataset
 from slm.data.formats import is_token_file, open_tokens
 from slm.data.manifest import MANIFEST, SHARD_NAME, TOKENIZER, is_ours, read_manifest, read_mark
 from slm.data.prepare import EVALUATED_TOKENS, Job, Progress, absolute
-from slm.data.shards import Prepared, check_shards, open_prepared
+from slm.data.shards import Prepared, open_prepared
 from slm.data.sources import BUILT_IN, check_name, find_files, read_texts
 from slm.data.survey import FEWEST_DOCUMENTS
 from slm.data.tokenizer import TOKENIZERS, Tokenizer, make_tokenizer
@@ -187,9 +187,8 @@ def _prepared_folder(
             on_progress("waiting for another process", 0, None)
 
         folder = cache.local_folder(name, manifest, recheck=recheck, on_wait=waiting)
-    elif recheck:
-        check_shards(folder, manifest)
-    return open_prepared(folder)
+        recheck = False  # of the copy, just done
+    return open_prepared(folder, recheck=recheck)
 
 
 def _check_settings(
