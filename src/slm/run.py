@@ -26,7 +26,8 @@ from slm.settings import Settings, as_settings, flat, layered, read_table
 from slm.storage import checkpoint, files
 from slm.training.device import check_memory, choose_device, choose_machine, seeded
 from slm.training.loop import History, Record, resolve, train_and_evaluate
-from slm.training.saving import MODEL, RunFolder, pack_model, unpack_model, versions
+from slm.training.packing import pack_model, unpack_model, versions
+from slm.training.saving import MODEL, RunFolder
 
 _SAMPLE_TOKENS = 120
 

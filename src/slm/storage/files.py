@@ -266,16 +266,29 @@ def replace_file(path: str) -> Iterator[str]:
         try:
             open(temporary, "xb").close()
             yield temporary
-            _flush(temporary)
+            flush(temporary)
             os.replace(temporary, target)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(temporary)
             raise
-        _flush(folder)
+        flush(folder)
 
 
-def _flush(path: str) -> None:
+def fingerprint(path: str) -> tuple[int, str]:
+    """(size, crc32c) of a local file, the checksum in the base64 form that Google Cloud Storage uses."""
+    import base64
+
+    import google_crc32c
+
+    checksum: Any = google_crc32c.Checksum()  # type: ignore[no-untyped-call]
+    with explaining(path, "read"), open(path, "rb") as file:
+        while block := file.read(2**20):
+            checksum.update(block)
+        return file.tell(), base64.b64encode(checksum.digest()).decode()
+
+
+def flush(path: str) -> None:
     """Returns once the system says that a file's bytes, or a folder's names, are on the disk."""
     if (is_directory := os.path.isdir(path)) and os.name == "nt":  # Windows cannot open a folder
         return
@@ -330,7 +343,7 @@ class _Local:
                 raise IsADirectoryError
             os.makedirs(folder, exist_ok=True)
             os.rename(source, target)
-            _flush(folder)
+            flush(folder)
 
     def remove(self, path: str) -> None:
         with explaining(path, "remove"), contextlib.suppress(FileNotFoundError):

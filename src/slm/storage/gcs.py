@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from slm.config import UserError
-from slm.storage.files import ExistsError, MissingError, StorageError, explaining, replace_file
+from slm.storage.files import ExistsError, MissingError, StorageError, explaining, fingerprint, replace_file
 
 CHUNK_BYTES = 32 * 2**20  # an upload keeps about two of these in memory and waits one round trip for each
 ATTEMPTS = 3
@@ -242,19 +242,6 @@ def check_access(url: str) -> list[str]:
     return []
 
 
-def _fingerprint(path: str) -> tuple[int, str]:
-    """(size, crc32c) of a local file, the checksum in the base64 form that the server uses."""
-    import base64
-
-    import google_crc32c
-
-    checksum: Any = google_crc32c.Checksum()  # type: ignore[no-untyped-call]
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            checksum.update(block)
-        return file.tell(), base64.b64encode(checksum.digest()).decode()
-
-
 def _is(blob: Any, ours: tuple[int, str]) -> bool:
     return blob is not None and (blob.size, blob.crc32c) == ours
 
@@ -271,7 +258,7 @@ def upload(local_path: str, url: str, *, overwrite: bool = False) -> None:
 
     name = _object_name(url)
     with explaining(local_path, "read"):
-        ours = _fingerprint(local_path)
+        ours = fingerprint(local_path)
     with _bucket(url) as bucket:
         seen = _look(bucket, name)
         if _is(seen, ours):
@@ -322,7 +309,7 @@ def _fetch(url: str, into: str) -> None:
                 continue
             # The client leaves a download that it had to resume unverified. Of a gzip-encoded object the server
             # knows the checksum of the packed bytes only, which the client compared while unpacking.
-            if blob.content_encoding == "gzip" or _is(blob, _fingerprint(into)):
+            if blob.content_encoding == "gzip" or _is(blob, fingerprint(into)):
                 return
     raise StorageError(f"Cannot read {url}: its bytes were damaged on the way {ATTEMPTS} times; try again.")
 

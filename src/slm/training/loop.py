@@ -24,7 +24,8 @@ from slm.metrics.evaluate import evaluate, evaluation_batch_size
 from slm.model.loss import WithLoss
 from slm.training.device import Machine, choose_device, choose_machine, seeded
 from slm.training.optimizer import learning_rate_at, make_optimizer
-from slm.training.saving import RunFolder, copy_weights, pack_model, versions
+from slm.training.packing import copy_weights, pack_model, versions
+from slm.training.saving import RunFolder
 
 Record = dict[str, Any]
 EVALUATIONS = 20  # in a run, about
