@@ -24,7 +24,12 @@ import google_crc32c
 
 @dataclass
 class Fault:
-    """One mishap. kind: an HTTP status as int, or reset, lost, stall, damage_up, damage_down, cut_down."""
+    """One mishap. kind: an HTTP status as int, or one of these.
+
+    reset: hangs up before anything is done. lost: does it, and hangs up. stall: falls silent. cut_up: hangs up in the
+    middle of the request. short_up: keeps half of a chunk and says so. damage_up, damage_down: a bit flips on the way.
+    cut_down, stall_down: ends, or falls silent, in the middle of the answer.
+    """
 
     kind: int | str
     method: str = ""  # "" fits any
@@ -64,6 +69,8 @@ class FakeGCS(ThreadingHTTPServer):
         self.generation = 1000
         self.lock = threading.RLock()
         self.closing = threading.Event()
+        self.lives: int | None = None  # requests until it is down for good
+        self.last_words: int | str = "reset"  # the fault of the last of them
 
     def __enter__(self) -> FakeGCS:
         self.thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
@@ -102,15 +109,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def serve(self) -> None:
         """One request: take a fault, read the body, route, answer."""
-        body = self.rfile.read(int(self.headers.get("content-length") or 0))
-        server = self.server
+        server, length = self.server, int(self.headers.get("content-length") or 0)
         with server.lock:
-            server.requests.append(f"{self.command} {self.path}")
-            fits = (f for f in server.faults if f.method in ("", self.command) and f.text in unquote(self.path))
-            fault = next(fits, None)
-            if fault is not None:
-                server.faults.remove(fault)
-        self.fault = fault.kind if fault else ""
+            self.fault = self.take_fault()
+        body = self.rfile.read(length // 2 if self.fault == "cut_up" else length)
+        if self.fault == "cut_up":
+            key = parse_qs(urlsplit(self.path).query).get("upload_id", [""])[0]
+            if key:
+                self.keep(server.sessions[key], body)
+            return self.hang_up()
         if self.fault == "reset":
             return self.hang_up()
         if self.fault == "stall":
@@ -127,6 +134,23 @@ class Handler(BaseHTTPRequestHandler):
         except Refused as refused:
             code, message = refused.args
             self.tell(code, {"error": {"code": code, "message": message}})
+        if self.fault == "stall_down":
+            server.closing.wait(30)
+        return None
+
+    def take_fault(self) -> int | str:
+        server = self.server
+        server.requests.append(f"{self.command} {self.path}")
+        if server.lives is not None:
+            server.lives -= 1
+            if server.lives <= 0:
+                return server.last_words if server.lives == 0 else "reset"
+        fits = (f for f in server.faults if f.method in ("", self.command) and f.text in unquote(self.path))
+        fault = next(fits, None)
+        if fault is None:
+            return ""
+        server.faults.remove(fault)
+        return fault.kind
 
     do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = serve
 
@@ -148,10 +172,12 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.fault == "damage_down":
             data = data[:-1] + bytes([data[-1] ^ 1])
-        if self.fault == "cut_down":
+        if self.fault in ("cut_down", "stall_down"):
             self.wfile.write(data[: len(data) // 2])
             self.wfile.flush()
             self.close_connection = True
+            if self.fault == "stall_down":
+                return None
             with contextlib.suppress(OSError):
                 self.connection.shutdown(socket.SHUT_WR)
             return None
@@ -274,10 +300,19 @@ class Handler(BaseHTTPRequestHandler):
         told = json.loads(first.partition(b"\r\n\r\n")[2])
         return self.store(told["name"], second.partition(b"\r\n\r\n")[2].removesuffix(b"\r\n"), told)
 
+    def keep(self, session: dict[str, Any], body: bytes) -> None:
+        """Adds the whole quarter MiBs of a chunk of which no more came."""
+        match = re.match(r"bytes (\d+)-", self.headers["content-range"])
+        if match and not session["done"]:
+            session["data"] = session["data"][: int(match[1])] + body[: len(body) // 2**18 * 2**18]
+
     def resume(self, session: dict[str, Any], body: bytes) -> None:
         """A chunk or a question about one upload session; a repeated chunk, or part of one, counts once."""
         match = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", self.headers["content-range"])
         assert match is not None
+        if self.fault == "short_up" and len(body) > 2**18:
+            self.keep(session, body[: len(body) // 2])
+            return self.tell(308, b"", {"range": f"bytes=0-{len(session['data']) - 1}"} if session["data"] else {})
         if not session["done"]:
             session["data"] = session["data"][: int(match[1])] + body if match[1] else session["data"]
             if match[2] != str(len(session["data"])):

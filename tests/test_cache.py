@@ -21,7 +21,7 @@ from slm.data.prepare import Job, prepare
 from slm.data.shards import Prepared
 from slm.data.tokenizer import Tokenizer, char_tokenizer
 from slm.settings import as_settings, layered
-from slm.storage import files, listing
+from slm.storage import cached, files, listing
 
 TEXT = make_text(300)
 HOUR_NS = 3600 * 10**9
@@ -32,7 +32,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder with the text, where even small texts are kept in the cache."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SLM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(files, "_flush", lambda path: None)  # waits for the disk, here in vain
+    monkeypatch.setattr(files, "flush", lambda path: None)  # waits for the disk, here in vain
     monkeypatch.setattr(prepare_module, "IN_MEMORY_BYTES", 0)
     (tmp_path / "text.txt").write_text(TEXT)
     (tmp_path / "val.txt").write_text(TEXT[:400])
@@ -247,14 +247,14 @@ def test_a_cache_that_cannot_be_written_names_the_variable(here: Path, monkeypat
 
 def test_the_folder_is_that_of_the_variables_or_of_the_user(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLM_CACHE", "cache")
-    assert cache.cache_folder() == str(here / "cache")
+    assert cached.cache_folder() == str(here / "cache")
     monkeypatch.delenv("SLM_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(here / "caches"))
-    assert cache.cache_folder() == str(here / "caches" / "slm")
+    assert cached.cache_folder() == str(here / "caches" / "slm")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(here))
     monkeypatch.setenv("USERPROFILE", str(here))
-    assert cache.cache_folder() == str(here / ".cache" / "slm")
+    assert cached.cache_folder() == str(here / ".cache" / "slm")
 
 
 def test_entries_tell_what_is_kept_and_go_when_they_are_removed(here: Path) -> None:
@@ -290,8 +290,8 @@ def test_a_copy_from_afar_that_lost_a_shard_is_fetched_anew(here: Path) -> None:
 def test_two_names_of_a_folder_are_one_lock(here: Path) -> None:
     (here / "out").mkdir()
     (here / "link").symlink_to("out")
-    with cache.locked("out", _never), cache.locked("elsewhere", _never):
-        assert cache._lock_path("link") == cache._lock_path("out") != cache._lock_path("elsewhere")
+    with cached.locked("out", _never), cached.locked("elsewhere", _never):
+        assert cached.lock_path("link") == cached.lock_path("out") != cached.lock_path("elsewhere")
 
 
 def test_what_is_not_ours_is_no_entry(here: Path) -> None:
@@ -394,7 +394,7 @@ def test_a_file_from_afar_without_a_stamp_is_fetched_each_time(here: Path) -> No
 def test_what_a_process_is_working_on_is_not_removed(here: Path) -> None:
     made()
     (entry,) = cache.entries()
-    with cache.locked(entry.folder, _never):
+    with cached.locked(entry.folder, _never):
         assert not cache.remove(entry)
         assert made().folder == entry.folder
     assert cache.remove(entry)

@@ -17,6 +17,8 @@ from conftest import SMALL
 import slm
 from slm.cli import generate, train
 from slm.storage import files
+from slm.training import background
+from slm.training.remote import RemoteRun
 
 SIZES = [f"--{name}={value}" for name, value in SMALL.items() if name not in ("quiet", "max_steps")]
 CONTROL_CODES = re.compile(r"[\x00-\x08\x0b-\x1f]")
@@ -241,7 +243,8 @@ def test_a_missing_upload_is_exit_code_3(
     def fail(*_: object, **__: object) -> None:
         raise files.StorageError("the bucket burns.")
 
-    monkeypatch.setattr(files, "upload", fail)
+    monkeypatch.setattr(background, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(RemoteRun, "push", fail)
     arguments = ["--data", text_file, "--model_dir", "memory://burning/again", "--max_steps", "2", *SIZES]
     assert train.main(arguments) == 3
     assert "the bucket burns. The run is complete in" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from slm.cli import prepare
 from slm.cli.arguments import OK, USER_ERROR
 from slm.data import cache
 from slm.data.shards import open_prepared
+from slm.storage import cached
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +101,7 @@ def test_the_cache_is_shown_and_cleared(here: Path, capsys: pytest.CaptureFixtur
 def test_what_is_in_use_is_not_cleared_and_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     told(capsys, "--data", "text.txt", "--tokenizer", "char")
     (entry,) = cache.entries()
-    with cache.locked(entry.folder, lambda: None):
+    with cached.locked(entry.folder, lambda: None):
         lines = told(capsys, "--clean")
     assert lines[0].startswith(f"in use by another process, kept {entry.key}")
     assert lines[1].startswith("0 removed")

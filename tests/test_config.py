@@ -84,6 +84,9 @@ NUMERIC: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "log_every": AT_LEAST_1,
     "threads": AT_LEAST_1,
     "document_start": AT_LEAST_0,
+    "patience": AT_LEAST_1,
+    "save_every": AT_LEAST_1,
+    "keep_last": AT_LEAST_1,
 }
 # What else must be set, so that only the field in question can be refused.
 COMPANIONS: dict[str, dict[str, Any]] = {

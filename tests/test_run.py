@@ -30,7 +30,9 @@ from slm.header import header, warn
 from slm.metrics import evaluate
 from slm.settings import layered
 from slm.storage import checkpoint, files
+from slm.training import background
 from slm.training import device as device_module
+from slm.training.remote import RemoteRun
 
 TIMING = {"tokens_per_second", "elapsed_seconds"}
 pytestmark = pytest.mark.filterwarnings("ignore:only 12 steps")
@@ -41,8 +43,11 @@ def records_of(folder: str | Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(line).items() if k not in TIMING} for line in lines]
 
 
+RUN = {"model.pt", "config.toml", "metrics.jsonl", "checkpoints"}
+
+
 def names_in(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+    return {path.name for path in folder.iterdir() if path.name != ".slm.lock"}
 
 
 def test_a_notebook_trains_and_writes_nothing(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +68,7 @@ def test_a_loaded_run_equals_the_saved_one(tmp_path: Path, text_file: str) -> No
         assert again.generate("the", temperature=0) == run.generate("the", temperature=0)
         for a, b in zip(again.model.parameters(), run.model.parameters(), strict=True):
             assert torch.equal(a, b)
-    assert names_in(tmp_path / "run") == {"model.pt", "config.toml", "metrics.jsonl"}
+    assert names_in(tmp_path / "run") == RUN - {"checkpoints"}
 
 
 def test_one_file_is_all_one_needs(tmp_path: Path, text_file: str) -> None:
@@ -182,7 +187,7 @@ def test_a_run_is_moved_aside_on_request_and_kept_otherwise(tmp_path: Path, text
         slm.train(text_file, model_dir=folder, **SMALL)
     for number in (1, 2):
         slm.train(text_file, model_dir=folder, overwrite=True, seed=number, **SMALL)
-        assert names_in(folder / f"previous-{number}") == {"model.pt", "config.toml", "metrics.jsonl"}
+        assert names_in(folder / f"previous-{number}") == RUN
     assert slm.load(folder / "previous-1").metrics == first.metrics
     assert slm.load(folder).resolved["seed"] == 2
     assert (folder / "README.md").read_text() == "mine"
@@ -192,7 +197,7 @@ def test_a_run_refused_before_step_0_leaves_the_old_one_where_it_is(tmp_path: Pa
     slm.train(text_file, model_dir=tmp_path / "run", **SMALL)
     with pytest.raises(slm.UserError, match="needs about"):
         slm.train(text_file, model_dir=tmp_path / "run", overwrite=True, **(SMALL | {"embed_dim": 10**6}))
-    assert names_in(tmp_path / "run") == {"model.pt", "config.toml", "metrics.jsonl"}
+    assert names_in(tmp_path / "run") == RUN
 
 
 @pytest.mark.usefixtures("service")
@@ -215,12 +220,13 @@ def test_a_run_in_the_cloud_equals_the_local_one(tmp_path: Path, text_file: str)
 
 
 def test_an_upload_that_fails_keeps_the_run_here_and_says_where(
-    tmp_path: Path, text_file: str, monkeypatch: pytest.MonkeyPatch
+    text_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise files.StorageError("the bucket burns.")
 
-    monkeypatch.setattr(files, "upload", fail)
+    monkeypatch.setattr(background, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(RemoteRun, "push", fail)
     with pytest.warns(UserWarning, match="the bucket burns"):
         run = slm.train(text_file, model_dir="memory://burning/run", **SMALL)
     assert run.upload_error is not None
@@ -297,7 +303,8 @@ sys.exit(main(["--model_dir", {str(tmp_path)!r}, "--max_steps", "2", "--vocab_si
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "model.pt" in done.stderr.splitlines()[-1]
-    assert names_in(tmp_path) == {"config.toml", "metrics.jsonl"} or names_in(tmp_path) == {"config.toml"}
+    assert names_in(tmp_path) == {"config.toml", "metrics.jsonl", "checkpoints"}
+    assert names_in(tmp_path / "checkpoints") == set()
 
 
 def test_a_module_that_is_not_ours_can_be_saved_and_says_how_to_load_it(tmp_path: Path) -> None:
@@ -421,18 +428,17 @@ def test_tied_weights_are_saved_once(tmp_path: Path, text: str) -> None:
     assert slm.load(tmp_path / "run").generate("the", seed=1) == run.generate("the", seed=1)
 
 
-def test_a_remote_run_that_dies_tells_where_its_files_are(text_file: str) -> None:
+def test_a_remote_run_that_dies_is_gone_on_with_by_the_same_call(text_file: str) -> None:
     def break_down(record: dict[str, Any]) -> None:
         if record["step"] == 12:
             raise RuntimeError("the tracker is down")
 
-    with (
-        pytest.warns(UserWarning, match="before this error is in ") as caught,
-        pytest.raises(RuntimeError, match="the tracker is down"),
-    ):
+    with pytest.raises(RuntimeError, match="the tracker is down"):
         slm.train(text_file, model_dir="memory://dies/run", on_log=break_down, **SMALL)
-    folder = next(str(w.message).split(" is in ")[1].rstrip(".") for w in caught if " is in " in str(w.message))
-    assert slm.load(folder).step > 0
+    run = slm.train(text_file, model_dir="memory://dies/run", **SMALL)
+    assert run.history is not None
+    assert run.history.resumed_from == 6
+    assert slm.load("memory://dies/run").metrics == run.metrics
 
 
 def test_generated_text_goes_on_from_the_prompt_with_any_tokenizer(tmp_path: Path, text: str) -> None:

@@ -44,7 +44,7 @@ CASES = ["cut", "hash", "val_data", "several", "stories"]
 @pytest.fixture(autouse=True)
 def small_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(files, "_flush", lambda path: None)  # waits for the disk, here in vain
+    monkeypatch.setattr(files, "flush", lambda path: None)  # waits for the disk, here in vain
     for module, name, value in SMALL_SIZES:
         monkeypatch.setattr(module, name, value)
 

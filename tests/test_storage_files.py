@@ -204,6 +204,44 @@ def test_names_are_listed_sorted_and_one_level_deep(root: str) -> None:
     assert not files.is_folder(files.join(root, "a")) and not files.is_folder(files.join(root, "absent"))
 
 
+@pytest.mark.parametrize(
+    "name", ["a[1]", "[ab]", "a{b,c}", "x #1 é", *(() if os.name == "nt" else ("a*", "a?b", "**"))]
+)
+def test_no_letter_of_a_name_is_a_wildcard(root: str, source: str, name: str) -> None:
+    path = files.join(files.join(root, f"in {name}"), name)
+    for other in ("a1", "a", "b", "axb"):
+        files.write_bytes(files.join(files.join(root, f"in {name}"), other), b"other")
+    files.upload(source, path)
+    files.upload(source, path, overwrite=True)
+    files.write_bytes(path, b"x")
+    assert files.read_bytes(path) == b"x"
+    files.download(path, source)
+    assert Path(source).read_bytes() == b"x"
+    assert name in files.list_names(files.join(root, f"in {name}"))
+    assert files.look(path) == (1, None, None)
+    files.move(path, path + "2")
+    files.remove(path + "2")
+    assert files.list_names(files.join(root, f"in {name}")) == ["a", "a1", "axb", "b"]
+
+
+def test_a_look_tells_the_size_of_a_file_and_nothing_of_a_folder(root: str) -> None:
+    files.write_bytes(files.join(root, "sub/a"), b"123")
+    assert files.look(files.join(root, "sub/a")) == (3, None, None)
+    assert files.look(files.join(root, "sub")) is None
+    assert files.look(files.join(root, "absent")) is None
+
+
+@pytest.mark.parametrize("scheme", ["file", "memory"])
+def test_removing_takes_an_empty_folder_and_no_other(scheme: str, tmp_path: Path) -> None:
+    root = tmp_path.as_uri() if scheme == "file" else "memory://empty-folder"
+    files.write_bytes(files.join(root, "sub/a"), b"x")
+    with pytest.raises(StorageError):
+        files.remove(files.join(root, "sub"))
+    files.remove(files.join(root, "sub/a"))
+    files.remove(files.join(root, "sub"))
+    assert files.list_names(root) == []
+
+
 def test_removing_twice_is_no_error(root: str) -> None:
     path = files.join(root, "a")
     files.write_bytes(path, b"x")
@@ -422,6 +460,19 @@ def test_a_cut_download_is_an_error(source: str, tmp_path: Path, monkeypatch: py
         files.download("memory://short/x", source)
     assert Path(source).read_bytes() == b"source"
     assert litter(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [OSError("no route to host"), RuntimeError("token expired")])
+def test_a_storage_that_does_not_answer_is_not_taken_for_empty(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(fsspec.filesystem("memory"), "info", fail)
+    for call in (files.exists, files.is_folder, files.list_names, files.look, files.remove):
+        with pytest.raises(StorageError, match=r"memory://x.*(no route|token expired)"):
+            call("memory://x")
 
 
 def test_an_exception_of_a_foreign_family_becomes_a_storage_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from google.auth import exceptions as auth
 from google.cloud.storage import blob as client_blob
 
 from slm.storage import files, gcs
-from slm.storage.files import ExistsError, MissingError, StorageError
+from slm.storage.files import ExistsError, MissingError, StorageError, TakenError
 
 BIG = bytes(range(256)) * 4096  # 1 MiB: four chunks of the shortened resumable upload
 
@@ -123,6 +123,37 @@ def test_the_same_bytes_are_not_sent_twice(fake: FakeGCS, local: str) -> None:
     assert fake.generation == before
 
 
+def test_a_look_tells_size_checksum_and_version(fake: FakeGCS, local: str) -> None:
+    assert files.look("gs://bucket/a") is None
+    version = files.upload(local, "gs://bucket/a")
+    assert files.look("gs://bucket/a") == (*files.fingerprint(local), version)
+    fake.put("bucket", "packed", b"x", contentEncoding="gzip")
+    assert files.look("gs://bucket/packed")[:2] == (None, None), "those of the packed bytes are of no use"
+
+
+def test_a_missing_bucket_is_not_an_absent_object(fake: FakeGCS) -> None:
+    with pytest.raises(StorageError, match="gcloud storage buckets create"):
+        files.look("gs://no-such-bucket/a")
+
+
+@pytest.mark.parametrize("size", [9, len(BIG)], ids=["small", "resumable"])
+def test_a_file_is_replaced_only_in_the_version_that_was_seen(fake: FakeGCS, tmp_path: Path, size: int) -> None:
+    path, url = tmp_path / "x", "gs://bucket/a"
+    versions = [0]
+    for fill in (b"1", b"2"):
+        path.write_bytes(fill * size)
+        versions.append(files.upload(str(path), url, overwrite=True, version=versions[-1]))
+        assert files.upload(str(path), url, overwrite=True, version=versions[-2]) == versions[-1], "our bytes are there"
+    path.write_bytes(b"3" * size)
+    for old in versions[:-1]:
+        with pytest.raises(TakenError, match=r"gs://bucket/a: another process .* one folder per run"):
+            files.upload(str(path), url, overwrite=True, version=old)
+    files.remove(url)
+    with pytest.raises(TakenError):
+        files.upload(str(path), url, overwrite=True, version=versions[-1])
+    assert fake.data("bucket") == {}
+
+
 @pytest.mark.parametrize("existing", [None, b"old"])
 def test_an_object_that_another_process_writes_meanwhile_is_kept(
     fake: FakeGCS, local: str, monkeypatch: pytest.MonkeyPatch, existing: bytes | None
@@ -140,7 +171,7 @@ def test_an_object_that_another_process_writes_meanwhile_is_kept(
         return found
 
     monkeypatch.setattr(gcs, "_look", then_they_write)
-    with pytest.raises(StorageError, match="another process wrote this object"):
+    with pytest.raises(TakenError, match="another process wrote this object"):
         files.upload(local, "gs://bucket/a", overwrite=True)
     assert fake.data("bucket") == {"a": b"theirs"}
 
@@ -170,7 +201,7 @@ def test_a_lost_last_answer_of_a_resumable_upload_is_no_error(
     assert fake.data("bucket") == {"a": BIG}
 
 
-@pytest.mark.parametrize("kind", [503, 429, 500, 408, "reset"])
+@pytest.mark.parametrize("kind", [503, 429, 500, 502, 504, 408, "reset"])
 @pytest.mark.parametrize("size", [9, len(BIG)], ids=["small", "resumable"])
 def test_a_passing_fault_is_not_noticed(fake: FakeGCS, tmp_path: Path, kind: int | str, size: int) -> None:
     path, url = tmp_path / "x", "gs://bucket/a"
@@ -190,6 +221,71 @@ def test_a_passing_fault_is_not_noticed(fake: FakeGCS, tmp_path: Path, kind: int
     assert fake.faults == []
     assert fake.data("bucket") == {}
     assert fake.data("other") == {"b": BIG[:size]}
+
+
+@pytest.mark.parametrize("kind", ["cut_up", "short_up", "lost", "damage_up", 404, 410])
+@pytest.mark.parametrize("chunk", ["first", "last"])
+def test_an_upload_that_breaks_off_in_a_chunk_is_gone_on_with_or_begun_anew(
+    fake: FakeGCS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int | str, chunk: str
+) -> None:
+    """The server may keep a part of a chunk, or none, or forget the whole upload."""
+    monkeypatch.setattr(gcs, "CHUNK_BYTES", 2**19)
+    path = tmp_path / "x"
+    path.write_bytes(BIG)
+    if chunk == "last":
+        fake.fail("", "PUT")
+    fake.fail(kind, "PUT")
+    files.upload(str(path), "gs://bucket/a")
+    assert fake.data("bucket") == {"a": BIG}
+    assert fake.faults == []
+
+
+@pytest.mark.parametrize("kind", ["short_up", 410])
+def test_an_upload_that_breaks_off_every_time_is_one_error(
+    fake: FakeGCS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int | str
+) -> None:
+    monkeypatch.setattr(gcs, "CHUNK_BYTES", 2**19)
+    path = tmp_path / "x"
+    path.write_bytes(BIG)
+    fake.fail(kind, "PUT", times=3)
+    with pytest.raises(StorageError, match=r"gs://bucket/a.*410"):
+        files.upload(str(path), "gs://bucket/a")
+    assert fake.data("bucket") == {}
+    assert fake.faults == []
+
+
+@pytest.mark.parametrize("size", [9, len(BIG)], ids=["small", "resumable"])
+def test_a_server_that_falls_silent_is_asked_again(
+    fake: FakeGCS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(gcs, "ANSWER_SECONDS", 0.1)
+    path = tmp_path / "x"
+    path.write_bytes(BIG[:size])
+    for method in ("GET", "POST", "PUT"):
+        fake.fail("stall", method)
+    files.upload(str(path), "gs://bucket/a")
+    fake.faults.clear()
+    fake.fail("stall_down", "GET", "alt=media")
+    assert files.read_bytes("gs://bucket/a") == BIG[:size]
+    assert fake.faults == []
+
+
+@pytest.mark.parametrize("kind", ["stall", "stall_down", "cut_up", "lost", "reset", "cut_down", 503])
+def test_an_outage_ends_within_the_limits_in_one_error(
+    fake: FakeGCS, local: str, monkeypatch: pytest.MonkeyPatch, kind: int | str
+) -> None:
+    for name in ("ANSWER", "RETRY", "CHECK_ANSWER", "CHECK_RETRY"):
+        monkeypatch.setattr(gcs, f"{name}_SECONDS", 0.1)
+    fake.put("bucket", "a", b"theirs")
+    fake.fail(kind, times=1000)
+    calls = [lambda: files.upload(local, "gs://bucket/a", overwrite=True), lambda: files.read_bytes("gs://bucket/a")]
+    calls += [lambda: files.look("gs://bucket/a"), lambda: files.list_names("gs://bucket")]
+    began = time.monotonic()
+    for call in calls:
+        with pytest.raises(StorageError, match=r"gs://bucket.*(network|failing)"):
+            call()
+    assert time.monotonic() - began < 10
+    assert fake.data("bucket") == {"a": b"theirs"}
 
 
 def test_a_move_whose_answers_are_lost_is_done_once(fake: FakeGCS) -> None:
@@ -425,8 +521,11 @@ def test_a_new_login_counts_without_a_new_process(monkeypatch: pytest.MonkeyPatc
     gcs._credentials()
     gcs._credentials()
     assert len(found) == 1
-    told = gcs.explain(auth.RefreshError("Reauthentication is needed."), "gs://bucket/a")
-    assert "gcloud auth application-default login" in str(told)
+    with (
+        pytest.raises(StorageError, match="gcloud auth application-default login"),
+        gcs._explaining_network("gs://bucket/a"),
+    ):
+        raise auth.RefreshError("Reauthentication is needed.")
     gcs._credentials()
     assert len(found) == 2
 

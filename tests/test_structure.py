@@ -13,6 +13,7 @@ import slm
 ROOT = Path(slm.__file__).parent
 FLOORS = {
     "config": 0,
+    "fields": 0,
     "settings": 0,
     "_version": 0,
     "storage": 0,
@@ -24,6 +25,7 @@ FLOORS = {
     "run": 4,
     "display": 4,
     "header": 4,
+    "verify": 4,
     "cli": 5,
     "__init__": 5,
 }

@@ -20,8 +20,9 @@ from slm.metrics.evaluate import evaluate
 from slm.model.loss import WithLoss
 from slm.model.transformer import LanguageModel
 from slm.training.device import Machine, seeded
-from slm.training.loop import MAX_BAD_STEPS, History, StepResult, train_and_evaluate, train_step
+from slm.training.loop import MAX_BAD_STEPS, History, train_and_evaluate
 from slm.training.optimizer import learning_rate_at, make_optimizer
+from slm.training.step import StepResult, train_step
 
 CPU = torch.device("cpu")
 TINY = ModelConfig(vocab_size=11, embed_dim=16, num_heads=2, num_layers=1, hidden_dim=32, max_seq_len=8)
@@ -180,7 +181,7 @@ def test_records_have_the_fields_of_the_glossary_in_order_of_steps() -> None:
     )
     assert seen == history.records
     log, evaluation = history.records[0], history.evaluations[0]
-    assert set(log) == {"step", "epoch", "train_loss", "lr", "grad_norm", "tokens_seen"} | TIMING
+    assert set(log) == {"step", "epoch", "train_loss", "lr", "grad_norm", "skipped_steps", "tokens_seen"} | TIMING
     assert set(evaluation) == {
         "step", "epoch", "val_loss", "val_accuracy", "val_perplexity", "tokens_seen", "elapsed_seconds"
     }  # fmt: skip

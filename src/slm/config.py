@@ -6,103 +6,20 @@ Four frozen dataclasses share one flat set of names. Command-line flags, `--help
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import math
-import numbers
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-T = TypeVar("T")
+from slm.fields import RULES as RULES
+from slm.fields import Checked, setting
+from slm.fields import UserError as UserError
+from slm.fields import kind_of as kind_of
 
 IGNORE_INDEX = -100  # a target that counts neither in the loss nor in the accuracy
 
 
-class UserError(ValueError):
-    """A message that a person can act on. Commands print it without a traceback and exit with 2."""
-
-
-# The key is the wording of the error message: "dropout = 1.5: must be at least 0 and below 1".
-RULES: dict[str, Callable[[Any], bool]] = {
-    "at least 1": lambda value: value >= 1,
-    "1 to 1024": lambda value: 1 <= value <= 1024,
-    "at least 2": lambda value: value >= 2,
-    "above 0": lambda value: value > 0,
-    "0 or above": lambda value: value >= 0,
-    "at least 0 and below 1": lambda value: 0 <= value < 1,
-    "above 0 and below 1": lambda value: 0 < value < 1,
-}
-
-
-def setting(
-    default: T,
-    help: str,
-    *,
-    group: str,
-    rule: str | None = None,
-    choices: tuple[str, ...] = (),
-    everyday: bool = False,
-) -> T:
-    """A dataclass field that carries all that flags, help and checks need to know of it."""
-    metadata = {"help": help, "group": group, "rule": rule, "choices": choices, "everyday": everyday}
-    field: T = dataclasses.field(default=default, metadata=metadata)
-    return field
-
-
-def kind_of(field: dataclasses.Field[Any]) -> str:
-    """The field's type without its `| None`: "int", "float", "bool", "str", or "strs" for one or several."""
-    kind = str(field.type).removesuffix(" | None")
-    return "strs" if kind == "tuple[str, ...]" else kind
-
-
-def _converted(field: dataclasses.Field[Any], value: Any) -> Any:
-    """The value in the field's type (2 is a fine float), or a UserError that names the rule it breaks."""
-    kind = kind_of(field)
-    if value is None and str(field.type).endswith("| None"):
-        return None
-    if kind == "strs":
-        return _several(field.name, value)
-    if kind == "int" and isinstance(value, numbers.Integral) and not isinstance(value, bool):
-        value = int(value)
-        if abs(value) >= 2**63:
-            raise UserError(f"{field.name} = {value}: must fit in 63 bits.")
-    elif kind == "float" and isinstance(value, numbers.Real) and not isinstance(value, bool):
-        with contextlib.suppress(OverflowError):  # an integer beyond every float is refused below
-            value = float(value)
-    elif (kind == "bool" and not isinstance(value, bool)) or (kind == "str" and not isinstance(value, str)):
-        raise UserError(f"{field.name} = {value!r}: must be a {kind}, not a {type(value).__name__}.")
-    elif kind in ("int", "float"):
-        raise UserError(f"{field.name} = {value!r}: must be a number ({kind}), not a {type(value).__name__}.")
-    rule, choices = field.metadata["rule"], field.metadata["choices"]
-    if kind == "float" and not (isinstance(value, float) and math.isfinite(value)):
-        raise UserError(f"{field.name} = {value!r}: must be a finite number.")
-    if rule and not RULES[rule](value):
-        raise UserError(f"{field.name} = {value!r}: must be {rule}.")
-    if choices and value not in choices:
-        raise UserError(f"{field.name} = {value!r}: must be one of {', '.join(choices)}.")
-    return value
-
-
-def _several(name: str, value: Any) -> tuple[str, ...]:
-    """One or several strings as a tuple."""
-    values = (value,) if isinstance(value, str) else value
-    if not isinstance(values, list | tuple) or not values or not all(isinstance(one, str) for one in values):
-        raise UserError(f"{name} = {value!r}: must be a path, a URL or a built-in name, or a list of them.")
-    return tuple(values)
-
-
 @dataclass(frozen=True, kw_only=True)
-class _Checked:
-    """Checks every field against its type and rule; subclasses add what concerns several fields."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _converted(field, getattr(self, field.name)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig(_Checked):
+class ModelConfig(Checked):
     """What a model is: changing any of it would break or alter a trained model. Stored in every checkpoint."""
 
     vocab_size: int = setting(
@@ -226,7 +143,7 @@ class ModelConfig(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(_Checked):
+class DataConfig(Checked):
     """The text and how it becomes tokens."""
 
     data: tuple[str, ...] | None = setting(
@@ -269,7 +186,7 @@ class DataConfig(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(_Checked):
+class TrainConfig(Checked):
     """How the model learns."""
 
     batch_size: int = setting(32, "Windows per step.", group="training", rule="at least 1", everyday=True)
@@ -320,6 +237,12 @@ class TrainConfig(_Checked):
         group="optimizer",
         rule="0 or above",
     )
+    patience: int | None = setting(
+        None,
+        "End the run after so many evaluations in a row without a better val_loss. Default: never.",
+        group="training",
+        rule="at least 1",
+    )
     eval_every: int | None = setting(
         None,
         "Steps between evaluations, beside one at each epoch's end. Default: about 20 in a run, or fewer where "
@@ -348,7 +271,7 @@ class TrainConfig(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(_Checked):
+class RunOptions(Checked):
     """What concerns this invocation only; never stored in a run's config.toml."""
 
     model_dir: str | None = setting(
@@ -359,10 +282,22 @@ class RunOptions(_Checked):
     )
     overwrite: bool = setting(
         False,
-        "Move the run that model_dir already holds aside, to previous-1 in it.",
+        "Move the run that model_dir already holds aside, to previous-1 in it, and start anew.",
         group="output",
         everyday=True,
     )
+    resume: str = setting(
+        "auto",
+        "Whether to go on with an unfinished run in model_dir: auto does so with the same settings, must refuses to "
+        "start anew, never refuses to go on.",
+        group="output",
+        choices=("auto", "never", "must"),
+        everyday=True,
+    )
+    save_every: int | None = setting(
+        None, "Steps between checkpoints. Default: one every 3 minutes.", group="output", rule="at least 1"
+    )
+    keep_last: int = setting(2, "Checkpoints to keep, the newest.", group="output", rule="at least 1")
     config: str | None = setting(
         None,
         "TOML file of settings, such as a run's config.toml; flags win over it.",
@@ -393,7 +328,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     }
 }
 
-CONFIGS: tuple[type[_Checked], ...] = (DataConfig, ModelConfig, TrainConfig, RunOptions)
+CONFIGS: tuple[type[Checked], ...] = (DataConfig, ModelConfig, TrainConfig, RunOptions)
 FIELDS: dict[str, dataclasses.Field[Any]] = {
     field.name: field for config in CONFIGS for field in dataclasses.fields(config)
 }

@@ -65,10 +65,13 @@ class Display:
         last = history.records[-1]["step"]
         ended = {"finished": "finished", "interrupted": "stopped", "diverged": "stopped early"}[history.status]
         which = "" if metrics["step"] == last else f"; the best, of step {metrics['step']}, is kept"
+        resumable = f"; the same command goes on from step {last:,}" if ended == "stopped" and path else ""
         best = f"; the source's entropy is {source_bits_per_byte:.3f}" if source_bits_per_byte else ""
         self.print(f"{ended} after step {last:,} of {history.total_steps:,}{which}: {_evaluation(metrics)}{best}")
+        if history.skipped_steps:
+            self.print(f"{history.skipped_steps:,} steps changed nothing: their loss or gradient was no finite number")
         if path:
-            self.print(f"model: {path}")
+            self.print(f"model: {path}{resumable}")
 
     @contextmanager
     def live(self, total_steps: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:

@@ -25,9 +25,11 @@ from slm.model.transformer import LanguageModel
 from slm.settings import Settings, as_settings, flat, layered, read_table
 from slm.storage import checkpoint, files
 from slm.training.device import check_memory, choose_device, choose_machine, seeded
-from slm.training.loop import History, Record, resolve, train_and_evaluate
+from slm.training.loop import History, Record, train_and_evaluate
 from slm.training.packing import pack_model, unpack_model, versions
-from slm.training.saving import MODEL, RunFolder
+from slm.training.plan import resolve
+from slm.training.resume import MODEL
+from slm.training.saving import RunFolder
 
 _SAMPLE_TOKENS = 120
 
@@ -43,7 +45,8 @@ class Run:
     resolved: dict[str, Any] = field(default_factory=dict)  # what every setting became
     made_with: dict[str, Any] = field(default_factory=dict)  # versions and the data's fingerprint
     history: History | None = None  # None for a run that was loaded
-    upload_error: str | None = None
+    save_error: str | None = None  # what could not be written to this disk
+    upload_error: str | None = None  # what did not arrive at the URL
     source_bits_per_byte: float | None = None  # of the validation text, where its entropy is known; not saved
 
     @property
@@ -75,14 +78,17 @@ class Run:
         metrics.jsonl gets every record of a run trained here, and the model's own metrics of one that was loaded.
         overwrite moves a run that is there aside. Raises UserError and OSError.
         """
-        folder = RunFolder(os.fspath(path), overwrite=overwrite)
-        folder.begin(self.asked, self.resolved, self.made_with)
-        for record in self.history.records if self.history else [self.metrics]:
-            folder.log(record)
-        folder.save_model(pack_model(self.model, self.model.state_dict(), self.tokenizer, self.metrics))
-        folder.finish()
-        if folder.upload_error:
-            raise OSError(folder.upload_error)
+        folder = RunFolder(os.fspath(path), overwrite=overwrite, resume="never")
+        try:
+            folder.begin(self.asked, self.resolved, self.made_with)
+            for record in self.history.records if self.history else [self.metrics]:
+                folder.log(record)
+            folder.save_model(pack_model(self.model, self.model.state_dict(), self.tokenizer, self.metrics))
+            folder.finish()
+        finally:
+            folder.close()
+        if folder.errors:
+            raise OSError(folder.errors[0])
 
     def __repr__(self) -> str:
         loss = f", val_loss {self.metrics['val_loss']:.4f}" if "val_loss" in self.metrics else ""
@@ -188,22 +194,44 @@ def train_run(
     should_stop: Callable[[], bool] | None = None,
 ) -> Run:
     """The run that resolved settings describe: what both `train` and `slm-train` call."""
-    options = settings.options
-    display = Display(quiet=options.quiet)
-    folder = RunFolder(options.model_dir, overwrite=options.overwrite) if options.model_dir is not None else None
-    device, _ = choose_device(settings.train.device)
+    options, display = settings.options, Display(quiet=settings.options.quiet)
+    if options.model_dir is None:
+        if options.resume == "must":
+            raise UserError("resume = 'must': there is no model_dir to go on from. Name it, or leave out resume.")
+        return _train(settings, given, val_given, None, display, on_log, should_stop)
     with display.working() as on_progress:
-        data = load_data(
-            settings.data,
-            given,
-            val_given,
-            vocab_size=settings.model.vocab_size,
-            max_seq_len=settings.model.max_seq_len,
-            seed=settings.train.seed,
-            recheck=options.recheck,
-            asked=settings.asked(),
-            on_progress=on_progress,
+        if files.is_remote(options.model_dir):
+            on_progress(f"looking at {options.model_dir}", 0, None)
+        folder = RunFolder(
+            options.model_dir,
+            overwrite=options.overwrite,
+            resume=options.resume,
+            save_every=options.save_every,
+            keep_last=options.keep_last,
         )
+    at_once = False
+    try:
+        folder.check_early(flat(settings.model, settings.train))
+        settings = dataclasses.replace(settings, train=folder.take_over(settings.train))
+        return _train(settings, given, val_given, folder, display, on_log, should_stop)
+    except SystemExit:  # a second signal
+        at_once = True
+        raise
+    finally:
+        folder.close(at_once=at_once)
+
+
+def _train(
+    settings: Settings,
+    given: Any,
+    val_given: Any,
+    folder: RunFolder | None,
+    display: Display,
+    on_log: Callable[[Record], None] | None,
+    should_stop: Callable[[], bool] | None,
+) -> Run:
+    device, _ = choose_device(settings.train.device)
+    data = _load_data(settings, given, val_given, display)
     settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, **data.prepared_with))
     model_config = _fit_model(settings, data)
     made_with = {**versions(), "data_fingerprint": data.fingerprint, "many_documents": data.many_documents}
@@ -218,13 +246,16 @@ def train_run(
     resolved = flat(settings.data, model_config, config) | _absolute(settings.data)
     if data.tokenizer is None:
         del resolved["tokenizer"]
-    display.header(header(settings, data, model_config, config, machine, len(batches), memory))
-    warn(settings, data, config, len(batches))
-
+    rows = header(settings, data, model_config, config, machine, len(batches), memory)
     run = Run(model, data.tokenizer, {}, settings.asked(), resolved, made_with)
     run.source_bits_per_byte = data.source_bits_per_byte
     if folder:
+        folder.check(resolved, made_with)
         folder.begin(run.asked, resolved, made_with)
+        if folder.previous and folder.previous.checkpoint:
+            rows["resumed"] = folder.previous.told()
+    display.header(rows)
+    warn(settings, data, config, len(batches))
     with display.live(config.max_steps or 0) as show:
         run.history = train_and_evaluate(
             model,
@@ -236,9 +267,26 @@ def train_run(
             on_log=_both(show, on_log),
             should_stop=should_stop,
         )
-    run.metrics, run.upload_error = dict(run.history.best or {}), folder.upload_error if folder else None
-    _finish(run, display, data, options.model_dir)
+    run.metrics = dict(run.history.best or {})
+    if folder:
+        run.save_error, run.upload_error = folder.save_error, folder.upload_error
+    _finish(run, display, data, settings.options.model_dir)
     return run
+
+
+def _load_data(settings: Settings, given: Any, val_given: Any, display: Display) -> PreparedData:
+    with display.working() as on_progress:
+        return load_data(
+            settings.data,
+            given,
+            val_given,
+            vocab_size=settings.model.vocab_size,
+            max_seq_len=settings.model.max_seq_len,
+            seed=settings.train.seed,
+            recheck=settings.options.recheck,
+            asked=settings.asked(),
+            on_progress=on_progress,
+        )
 
 
 def _both(first: Callable[[Record], None], second: Callable[[Record], None] | None) -> Callable[[Record], None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from slm.storage import files
 # Begins every config.toml that a run writes; a folder whose config.toml begins so belongs to a run.
 MARKER = "# A run of slm."
 PRESET = "preset of the corpus"
+_STRING_OR_COMMENT = re.compile(r"""'[^']*'?|"(?:[^"\\]|\\.)*"?|#.*""")
+_MOST_DOTS = 100  # of a line, outside strings and comments
 _EXPLANATION = "`slm-train --config FILE` asks for the same; `slm-train --repeat FOLDER` replays [resolved]."
 
 
@@ -89,9 +92,15 @@ def merge(layers: Mapping[str, Mapping[str, Any]]) -> Settings:
 def read_toml(path: str) -> dict[str, Any]:
     """The tables of a TOML file, local or URL. Raises UserError where it is not valid TOML."""
     try:
-        return tomllib.loads(files.read_bytes(path).decode("utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a valid TOML file: {error}.") from error
+        text = files.read_bytes(path).decode("utf-8-sig")
+        # For a name of many parts tomllib needs time and memory of their square, and no table nests that deeply.
+        if any(_STRING_OR_COMMENT.sub("", line).count(".") > _MOST_DOTS for line in text.splitlines()):
+            raise ValueError(f"a line has more than {_MOST_DOTS} dots")
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise UserError(f"{path} is not a valid TOML file: its lists nest too deeply.") from error
+    except ValueError as error:  # also what is no UTF-8, and numbers of thousands of digits
+        raise UserError(f"{path} is not a valid TOML file: {error!s:.300}.") from error
 
 
 def layered(keys: Mapping[str, Any], layer: str, defaults: Mapping[str, Any] | None = None) -> Settings:

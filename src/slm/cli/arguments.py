@@ -113,13 +113,13 @@ class Interruption:
         at_once = self.signal is not None or not self._in_steps
         self.signal = number
         if at_once:
-            told = "at once; a model.pt that is there is that of the last evaluation"
+            told = "at once; the same command goes on from the newest checkpoint"
             if not self._in_steps:
                 told = "before the first step; the same command goes on with what it has prepared so far"
             print(f"\nstopped {told}.", file=sys.stderr)
             raise SystemExit(self.exit_code)
         print(
-            "\nstopping as soon as the model is evaluated and saved; once more to stop at once.",
+            "\nstopping as soon as this step is done and saved; once more to stop at once.",
             file=sys.stderr,
         )
 

@@ -65,21 +65,23 @@ def _prepare(out: str | None = None, **keys: Any) -> int:
 
 def _list(**_: Any) -> int:
     from slm.data import cache
+    from slm.storage.cached import cache_folder
 
     entries = cache.entries()
     for entry in entries:
         print(f"{entry.key}  {entry.num_bytes / 1e6:10,.1f} MB  {entry.name}")
-    print(f"{len(entries)} in {cache.cache_folder()}, {sum(entry.num_bytes for entry in entries) / 1e6:,.1f} MB")
+    print(f"{len(entries)} in {cache_folder()}, {sum(entry.num_bytes for entry in entries) / 1e6:,.1f} MB")
     return OK
 
 
 def _clean(clean: list[str], **_: Any) -> int:
     from slm.config import UserError
     from slm.data import cache
+    from slm.storage.cached import cache_folder
 
     entries = {entry.key: entry for entry in cache.entries()}
     if unknown := sorted(set(clean) - set(entries)):
-        raise UserError(f"{unknown[0]} is not in the cache {cache.cache_folder()}: slm-prepare --list shows what is.")
+        raise UserError(f"{unknown[0]} is not in the cache {cache_folder()}: slm-prepare --list shows what is.")
     chosen = [entries[key] for key in dict.fromkeys(clean)] if clean else list(entries.values())
     removed = 0
     for entry in chosen:
@@ -87,5 +89,5 @@ def _clean(clean: list[str], **_: Any) -> int:
         removed += gone
         what = "removed" if gone else "in use by another process, kept"
         print(f"{what} {entry.key}  {entry.num_bytes / 1e6:,.1f} MB  {entry.name}")
-    print(f"{removed} removed from {cache.cache_folder()}")
+    print(f"{removed} removed from {cache_folder()}")
     return OK

@@ -45,8 +45,8 @@ def _train(settings: Settings) -> int:
 
     run = train_run(settings, should_stop=interruption.should_stop)
     status = run.history.status if run.history else "finished"
+    if status == "diverged" or run.save_error:
+        return USER_ERROR
     if status == "interrupted":
         return interruption.exit_code
-    if status == "diverged":
-        return USER_ERROR
     return UPLOAD_MISSING if run.upload_error else OK

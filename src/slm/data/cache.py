@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,49 +15,10 @@ from slm.config import UserError
 from slm.data.manifest import MANIFEST, TOKENIZER, clear, is_ours, read_json, read_manifest, read_mark
 from slm.data.shards import WAY_OUT, is_whole, missing, write_manifest
 from slm.storage import files
+from slm.storage.cached import KEY_LETTERS, SOURCE, cache_folder, key_of, lock_path, locked
 from slm.storage.listing import FileInfo
 
-_SOURCE = "source.json"  # beside a downloaded file: where it came from
-_KEY_LETTERS = 16
-_KEY = re.compile(f"[0-9a-f]{{{_KEY_LETTERS}}}")
-
-
-def cache_folder() -> str:
-    """The folder of all prepared data: $SLM_CACHE, or slm in the user's folder for caches."""
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.abspath(os.environ.get("SLM_CACHE") or os.path.join(caches, "slm"))
-
-
-def key_of(identity: Any) -> str:
-    """A short name for whatever decides the tokens, given as plain lists, dicts, strings and numbers."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:_KEY_LETTERS]
-
-
-@contextmanager
-def locked(folder: str, on_wait: Callable[[], None]) -> Iterator[None]:
-    """A context in which no other process prepares the same folder; on_wait is called where one does now.
-
-    The operating system lets go of the lock when the process ends, however it ends.
-    """
-    from filelock import FileLock, Timeout
-
-    root = cache_folder()
-    with files.explaining(root, "keep prepared data (SLM_CACHE can name another folder) in"):
-        os.makedirs(root, exist_ok=True)
-        lock = FileLock(_lock_path(folder))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            on_wait()
-            lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _lock_path(folder: str) -> str:
-    return os.path.join(cache_folder(), f"{key_of(os.path.realpath(folder))}.lock")
+_KEY = re.compile(f"[0-9a-f]{{{KEY_LETTERS}}}")
 
 
 def local_copy(file: FileInfo, on_wait: Callable[[], None]) -> str:
@@ -69,7 +29,7 @@ def local_copy(file: FileInfo, on_wait: Callable[[], None]) -> str:
     path = os.path.join(folder, file.name)
     with locked(folder, on_wait):
         if not file.stamp or not os.path.exists(path):  # without a stamp there may be other bytes by now
-            files.write_bytes(os.path.join(folder, _SOURCE), json.dumps({"name": file.path}).encode())
+            files.write_bytes(os.path.join(folder, SOURCE), json.dumps({"name": file.path}).encode())
             files.download(file.path, path)
     return path
 
@@ -115,7 +75,7 @@ def entries() -> list[Entry]:
         folder = os.path.join(root, key)
         if not _KEY.fullmatch(key) or not os.path.isdir(folder) or not _is_ours(folder):
             continue
-        complete = read_json(folder, MANIFEST).get("name") or read_json(folder, _SOURCE).get("name")
+        complete = read_json(folder, MANIFEST).get("name") or read_json(folder, SOURCE).get("name")
         told = complete or f"unfinished: {read_mark(folder).get('name', 'no tokens yet')}"
         num_bytes = sum(_size(os.path.join(folder, name)) for name in files.list_names(folder))
         found.append(Entry(key, folder, str(told), num_bytes))
@@ -125,7 +85,7 @@ def entries() -> list[Entry]:
 def _is_ours(folder: str) -> bool:
     """True for prepared data, for a downloaded file, and for what a process left that was killed at once."""
     left = (name for name in files.list_names(folder) if not name.startswith(".slm-"))
-    return is_ours(folder) or bool(read_json(folder, _SOURCE)) or next(left, None) is None
+    return is_ours(folder) or bool(read_json(folder, SOURCE)) or next(left, None) is None
 
 
 def _size(path: str) -> int:
@@ -138,7 +98,7 @@ def remove(entry: Entry) -> bool:
     """Afterwards the entry is no more; False, and it stays, where a process is working on it."""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(_lock_path(entry.folder))
+    lock = FileLock(lock_path(entry.folder))
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -9,7 +9,6 @@ from typing import Any
 
 from slm._version import __version__
 from slm.config import DataConfig, UserError
-from slm.data import cache
 from slm.data.encoding import Place, Rows, encode_into
 from slm.data.manifest import FORMAT_VERSION, TOKENIZER, clear, mark, read_manifest, read_mark
 from slm.data.out import check_ours, check_out, check_same, upload
@@ -28,6 +27,7 @@ from slm.data.tokenizer import TOKENIZERS, Tokenizer, make_tokenizer, read_token
 from slm.data.tokens import Tokens
 from slm.settings import Settings, as_settings, layered
 from slm.storage import files
+from slm.storage.cached import cache_folder, key_of, locked
 
 IN_MEMORY_BYTES = 4_000_000  # text up to this size is not worth files: it is tokenized in a second or two
 READING = 1  # raised whenever a text is read, cut or tokenized otherwise than before
@@ -81,17 +81,17 @@ class Job:
         if self.key is not None:
             return self._found(self.key) or self._made(self.key, None)
         surveys = self._survey()  # texts given in Python are known by their content only
-        key = cache.key_of(self.identity(*(survey and survey.content for survey in surveys)))
+        key = key_of(self.identity(*(survey and survey.content for survey in surveys)))
         return self._found(key) or self._made(key, surveys)
 
     @property
     def key(self) -> str | None:
         """The name of the prepared data, where the sources tell it before they are read."""
         val_key = self.val_corpus.key if self.val_corpus else []
-        return None if None in (self.corpus.key, val_key) else cache.key_of(self.identity(self.corpus.key, val_key))
+        return None if None in (self.corpus.key, val_key) else key_of(self.identity(self.corpus.key, val_key))
 
     def _folder(self, key: str) -> str:
-        return self.out or os.path.join(cache.cache_folder(), key)
+        return self.out or os.path.join(cache_folder(), key)
 
     def _found(self, key: str) -> Prepared | None:
         folder = self._folder(key)
@@ -132,7 +132,7 @@ class Job:
         folder = self._folder(key)
         if num_bytes <= IN_MEMORY_BYTES and not self.in_files and read_manifest(folder) is None:
             return self._in_memory(key, survey, val_survey)
-        with cache.locked(folder, self._waiting):
+        with locked(folder, self._waiting):
             manifest = self._manifest(folder, key)  # it may be new since the lock was asked for
             same = manifest is not None and manifest["content"] == _content(survey, val_survey)
             if manifest and same and not missing(folder, manifest) and not damaged(folder, manifest):

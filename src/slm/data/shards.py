@@ -176,12 +176,20 @@ def open_prepared(folder: str, *, recheck: bool = False) -> Prepared:
     """
     manifest = read_manifest(folder)
     if manifest is None:
-        raise UserError(f"{folder} holds no prepared data: {MANIFEST} is missing. Prepare it with slm-prepare.")
+        raise UserError(
+            f"{folder} holds no prepared data: {MANIFEST} is missing or damaged. Prepare it with slm-prepare."
+        )
     _check(folder, manifest)
     if recheck and (path := damaged(folder, manifest)):
         raise UserError(f"{path} is damaged: its checksum is not that of the manifest. {WAY_OUT}")
     train, val = _open_shards(folder, manifest)
-    return Prepared(train, val, read_tokenizer(folder), manifest, folder)
+    tokenizer = read_tokenizer(folder)
+    if tokenizer.vocab_size != manifest["vocab_size"]:
+        raise UserError(
+            f"{files.join(folder, TOKENIZER)} has {tokenizer.vocab_size} tokens, and {manifest['vocab_size']} when the "
+            f"data was prepared. Copy it again from where it was made, or remove {folder} and prepare the data anew."
+        )
+    return Prepared(train, val, tokenizer, manifest, folder)
 
 
 def _check(folder: str, manifest: dict[str, Any]) -> None:
@@ -229,4 +237,4 @@ def _has_size(path: str, num_bytes: int) -> bool:
 def read_tokenizer(folder: str) -> Tokenizer:
     """The tokenizer that made the shards."""
     path = files.join(folder, TOKENIZER)
-    return Tokenizer.from_json(files.read_bytes(path).decode(), path)
+    return Tokenizer.from_json(files.read_bytes(path).decode(errors="replace"), path)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # slm-prepare makes tokens without torch, which takes two sec
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "\ufffd"  # what a character that the text never showed becomes, with the character tokenizer
 NUM_BYTES = 256
+MOST_IDS = 1 << 24
 TOKENIZERS = ("bpe", "char", "byte")  # made by slm; any other name is the path of a tokenizer.json
 _END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 _PIECE_CHARS = 1 << 14  # 16,384 characters: `tokenizers` is fastest at texts of about this length
@@ -49,9 +50,16 @@ class Tokenizer:
     def from_json(cls, text: str, name: str = "the tokenizer") -> Tokenizer:
         """The tokenizer that `to_json` described. Raises UserError where `tokenizers` cannot read it."""
         try:
-            return cls(tokenizers.Tokenizer.from_str(text))
-        except Exception as error:  # what `tokenizers` raises has no narrower name
-            raise UserError(f"{name} is not a Hugging Face tokenizer.json: {error}.") from error
+            backend = tokenizers.Tokenizer.from_str(text)
+            # `tokenizers` goes through all ids up to the largest, and a model has a row for each.
+            largest = max(backend.get_vocab(with_added_tokens=True).values())
+            if largest >= MOST_IDS:
+                raise ValueError(f"its largest token id is {largest}, and must be below {MOST_IDS}")
+            return cls(backend)
+        except BaseException as error:  # what `tokenizers` raises has no narrower name, and a panic is no Exception
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise UserError(f"{name} is not a Hugging Face tokenizer.json: {error!s:.300}.") from error
 
     def to_json(self) -> str:
         """The whole tokenizer as the text of a Hugging Face tokenizer.json."""

@@ -60,6 +60,11 @@ class Tokens:
         rows = np.empty((len(starts), length), np.int64)
         for row, start in zip(rows, starts.tolist(), strict=True):
             self._read(start, row)
+        if self._id_range and rows.size and rows.max() > self._id_range[1]:
+            raise UserError(
+                f"the token files hold the id {rows.max()}, and the vocabulary ends at {self._id_range[1]}: they are "
+                "damaged. The same command with --recheck finds out where, and mends what can be made again."
+            )
         return rows
 
     def _read(self, start: int, row: NDArray[np.int64]) -> None:

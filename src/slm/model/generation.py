@@ -21,6 +21,8 @@ def choose_next_token(logits: Tensor, temperature: float, top_k: int | None, gen
     top_k None or above V means all. Drawn on the CPU, so that a seed gives the same text on every device.
     """
     logits = logits.cpu().double()
+    if not logits.isfinite().all():
+        raise UserError("the model's scores are no finite numbers: its training went wrong. Lower its learning_rate.")
     if temperature == 0:
         return int(logits.argmax())
     if top_k is not None and top_k < len(logits):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,10 +10,12 @@ from typing import Any, BinaryIO
 import torch
 
 from slm.config import UserError
-from slm.storage import files
+from slm.storage import files, pickles
+from slm.storage.cached import cached_copy
 
 FORMAT = "slm"
 FORMAT_VERSION = 1
+_AGAIN = "Copy it again from where it was made."
 
 
 def save_file(path: str, content: dict[str, Any]) -> None:
@@ -22,7 +23,7 @@ def save_file(path: str, content: dict[str, Any]) -> None:
 
     Raises TypeError for anything else, which could not be read back without running code.
     """
-    _check_plain(content)
+    pickles.check_plain(content)
     # Given a name, torch would store it inside, and equal models would have unequal bytes.
     with files.replace_file(path) as temporary, open(temporary, "wb") as file:
         writer = _Writer(file)
@@ -58,49 +59,31 @@ def load_file(path: str) -> dict[str, Any]:
     No code in the file is ever run. Raises UserError where the file is not one of ours, is damaged, or was written
     by a newer slm, and OSError where it cannot be read.
     """
-    if files.is_remote(path):
-        with tempfile.TemporaryDirectory(prefix="slm-") as folder:
-            local = str(Path(folder) / "download.pt")
-            files.download(path, local)
-            return _load_local(local, path)
-    return _load_local(path, path)
-
-
-def _check_plain(value: object) -> None:
-    if type(value) is dict:
-        for key, item in value.items():
-            _check_plain(key)
-            _check_plain(item)
-    elif type(value) in (list, tuple):
-        for item in value:  # type: ignore[attr-defined]
-            _check_plain(item)
-    elif type(value) not in (torch.Tensor, str, int, float, bool, type(None)):
-        raise TypeError(f"a file of tensors and plain values cannot hold {value!r}, a {type(value)}")
+    return _load_local(cached_copy(path), path)
 
 
 def _load_local(local: str, path: str) -> dict[str, Any]:
     if not Path(local).is_file():
         raise FileNotFoundError(f"{path} does not exist or is not a file.")
-    if not zipfile.is_zipfile(local):
-        raise UserError(f"{path} is not a model of slm, or it is cut short. Copy it again from where it was made.")
     try:
-        with zipfile.ZipFile(local) as archive:
-            if damaged := archive.testzip():  # torch compares no checksums: a flipped bit would be a wrong weight
-                raise UserError(f"{path} is damaged: the checksum of {damaged} is wrong. Copy it again.")
-        content = torch.load(local, map_location="cpu", weights_only=True)
-    except UserError:
+        with files.explaining(path, "read"), open(local, "rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise UserError(f"{path} is not a model of slm, or it is cut short. {_AGAIN}")
+            content = pickles.read(file)
+    except (UserError, OSError, MemoryError):
         raise
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} was not written by slm: it holds more than tensors and plain values, and nothing in it was run."
+            f"{path} was not written by slm: it holds more than tensors and plain values, and nothing in it was run "
+            f"({error})."
         ) from error
     except Exception as error:  # damage shows in as many ways as there are readers
-        raise UserError(f"{path} is damaged: {_first_line(error)}. Copy it again from where it was made.") from error
+        raise UserError(f"{path} is damaged: {_first_line(error)}. {_AGAIN}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is a PyTorch file, but not a model that slm saved.")
     version = content.get("format_version")
-    if not isinstance(version, int) or version < 1:
-        raise UserError(f"{path} is damaged: its format_version is {version!r}.")
+    if type(version) is not int or version < 1:
+        raise UserError(f"{path} is damaged: its format_version is {version!r:.100}. {_AGAIN}")
     if version > FORMAT_VERSION:
         raise UserError(f"{path} has format_version {version}, and this slm reads up to {FORMAT_VERSION}: upgrade slm.")
     return content
@@ -108,4 +91,4 @@ def _load_local(local: str, path: str) -> dict[str, Any]:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    return f"{lines[0]:.300}".rstrip(".") if lines else type(error).__name__

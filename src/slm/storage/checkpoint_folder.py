@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
@@ -44,7 +43,8 @@ def write(parent: str, step: int, contents: Mapping[str, Callable[[str], None]],
     path = os.path.join(parent, name_of(step))
     with files.explaining(path, "write"):
         os.makedirs(parent, exist_ok=True)
-        temporary = tempfile.mkdtemp(prefix=".slm-", suffix=files.TEMPORARY_SUFFIX, dir=parent)
+        temporary = os.path.join(parent, f".slm-{os.urandom(6).hex()}{files.TEMPORARY_SUFFIX}")
+        os.mkdir(temporary)
         try:
             described = {}
             for name, save in contents.items():

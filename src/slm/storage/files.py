@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from slm.config import UserError
 
@@ -39,6 +39,18 @@ class ExistsError(StorageError, FileExistsError):
 
 class DeniedError(StorageError, PermissionError):
     """The file or folder is there, and this user may not do that with it."""
+
+
+class TakenError(StorageError):
+    """Another process writes the same name; only a storage with versions can tell."""
+
+
+class Seen(NamedTuple):
+    """What a storage tells of a file without sending it; None where it tells no such thing."""
+
+    size: int | None  # of what a download gives
+    crc32c: str | None  # as `fingerprint` gives it
+    version: int | None  # another one after each write
 
 
 _REASONS: tuple[tuple[str | type[OSError], type[StorageError], str], ...] = (
@@ -146,6 +158,11 @@ def is_folder(path: str) -> bool:
     return bool(_store(path).is_folder(path))
 
 
+def look(path: str) -> Seen | None:
+    """What a file is now, or None where no file has that name; StorageError where the storage does not answer."""
+    return cast("Seen | None", _store(path).look(path))
+
+
 def list_names(folder: str) -> list[str]:
     """The sorted names directly under a folder, or [] when there is no such folder."""
     return sorted(set(_store(folder).list_names(folder)))
@@ -181,17 +198,21 @@ def write_bytes(path: str, data: bytes) -> None:
         staged = os.path.join(folder, "staged")
         with open(staged, "wb") as file:
             file.write(data)
-        store.upload(staged, path, overwrite=True)
+        store.upload(staged, path, overwrite=True, version=None)
 
 
-def upload(local_path: str, url: str, *, overwrite: bool = False) -> None:
-    """Afterwards `url` holds what `local_path` holds, verified; ExistsError if that would replace other bytes."""
+def upload(local_path: str, url: str, *, overwrite: bool = False, version: int | None = None) -> int | None:
+    """The version of `url` once it holds what `local_path` holds, verified; ExistsError if other bytes are there.
+
+    version: as `look` told it, 0 where nothing was there; TakenError if the file is of another one by now and holds
+    other bytes. A storage that tells no versions gives None and asks for none.
+    """
     store = _store(url)
     if not os.path.isfile(local_path):
         raise MissingError(f"There is no local file {local_path!r} to copy to {url!r}.")
     if _scheme(url) != "gs" and not overwrite and store.exists(url):  # gs:// looks at the bytes there, too
         raise ExistsError(f"{url!r} exists and would be replaced; choose another name or allow it.")
-    store.upload(local_path, url, overwrite=overwrite)
+    return cast("int | None", store.upload(local_path, url, overwrite=overwrite, version=version))
 
 
 def download(url: str, local_path: str) -> None:
@@ -211,7 +232,7 @@ def move(source: str, target: str) -> None:
 
 
 def remove(path: str) -> None:
-    """Afterwards no file has this name; a file that was not there is no error."""
+    """Afterwards no file or empty folder has this name; one that was not there is no error."""
     _store(path).remove(path)
 
 
@@ -316,6 +337,9 @@ class _Local:
     def is_folder(self, path: str) -> bool:
         return self.exists(path) and os.path.isdir(path)
 
+    def look(self, path: str) -> Seen | None:
+        return Seen(os.path.getsize(path), None, None) if self.exists(path) and not os.path.isdir(path) else None
+
     def list_names(self, path: str) -> list[str]:
         with explaining(path, "list"):
             return os.listdir(path) if self.is_folder(path) else []
@@ -328,7 +352,7 @@ class _Local:
             with open(path, "rb") as file:
                 yield file
 
-    def upload(self, local_path: str, path: str, *, overwrite: bool) -> None:
+    def upload(self, local_path: str, path: str, *, overwrite: bool, version: int | None) -> None:
         self.download(local_path, path)
 
     def download(self, path: str, local_path: str) -> None:
@@ -347,4 +371,7 @@ class _Local:
 
     def remove(self, path: str) -> None:
         with explaining(path, "remove"), contextlib.suppress(FileNotFoundError):
-            os.remove(path)
+            if os.path.isdir(path) and not os.path.islink(path):
+                os.rmdir(path)
+            else:
+                os.remove(path)

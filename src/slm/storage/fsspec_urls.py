@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from slm.storage.files import TEMPORARY_SUFFIX, StorageError, explaining, replace_file
+from slm.storage.files import TEMPORARY_SUFFIX, Seen, StorageError, explaining, replace_file
 
 
 @contextlib.contextmanager
@@ -24,22 +24,38 @@ def filesystem(path: str, doing: str) -> Iterator[Any]:
             raise OSError(f"{type(error).__name__}: {error}") from error
 
 
+def _told(path: str) -> dict[str, Any] | None:
+    """What the storage tells of a file or folder now, or None where there is neither."""
+    with filesystem(path, "look at") as system, contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        # Not system.exists: that takes a network that does not answer for an absence.
+        system.invalidate_cache()
+        return dict(system.info(path))
+    return None
+
+
 def exists(path: str) -> bool:
     """True when a file or a folder of that name is there."""
-    with filesystem(path, "look at") as system:
-        return bool(system.exists(path))
+    return _told(path) is not None
 
 
 def is_folder(path: str) -> bool:
     """True when it is a folder; in an object store: when some name begins with it and a slash."""
-    with filesystem(path, "look at") as system:
-        return bool(system.isdir(path))
+    told = _told(path)
+    return told is not None and told["type"] == "directory"
+
+
+def look(path: str) -> Seen | None:
+    """The size of a file, or None where there is none."""
+    told = _told(path)
+    return None if told is None or told["type"] == "directory" else Seen(told.get("size"), None, None)
 
 
 def list_names(path: str) -> list[str]:
     """The names directly under a folder, or [] when there is no such folder."""
+    if not is_folder(path):
+        return []
     with filesystem(path, "list") as system:
-        found = system.ls(path, detail=False, refresh=True) if system.isdir(path) else []
+        found = system.ls(path, detail=False, refresh=True)
         return [name.rstrip("/").rpartition("/")[2] for name in found]
 
 
@@ -59,7 +75,7 @@ def open_read(path: str) -> Iterator[BinaryIO]:
         yield stream
 
 
-def upload(local_path: str, path: str, *, overwrite: bool) -> None:
+def upload(local_path: str, path: str, *, overwrite: bool, version: int | None) -> None:
     """Afterwards the URL holds what the local file holds, compared by size."""
     temporary = f"{path}.{os.urandom(6).hex()}{TEMPORARY_SUFFIX}"
     with filesystem(path, "write") as system:
@@ -67,11 +83,22 @@ def upload(local_path: str, path: str, *, overwrite: bool) -> None:
         try:
             system.put_file(local_path, temporary)
             _compare(system, temporary, local_path)
-            system.mv(temporary, path)
+            _rename(system, temporary, path)
         except BaseException:
             if system.exists(temporary):
                 system.rm_file(temporary)
             raise
+
+
+def _rename(system: Any, old: str, new: str) -> None:
+    """Gives a file another name, of any characters: most systems' mv takes `[`, `*` and `?` for wildcards."""
+    from fsspec import AbstractFileSystem
+
+    if type(system).mv is not AbstractFileSystem.mv:  # a true rename, by names as they are
+        system.mv(old, new)
+        return
+    system.cp_file(old, new)
+    system.rm_file(old)
 
 
 def _compare(system: Any, path: str, local_path: str) -> None:
@@ -90,11 +117,15 @@ def download(path: str, local_path: str) -> None:
 def move(source: str, target: str) -> None:
     """Afterwards the file has the other name."""
     with filesystem(source, "move") as system:
-        system.mv(source, target)
+        _rename(system, source, target)
 
 
 def remove(path: str) -> None:
-    """Afterwards no file has this name."""
+    """Afterwards no file and no empty folder has this name."""
+    if (told := _told(path)) is None:
+        return
     with filesystem(path, "remove") as system:
-        if system.exists(path):
+        if told["type"] == "directory":
+            system.rmdir(path)
+        else:
             system.rm_file(path)

@@ -15,7 +15,17 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from slm.config import UserError
-from slm.storage.files import ExistsError, MissingError, StorageError, explaining, fingerprint, replace_file
+from slm.storage.files import (
+    ExistsError,
+    MissingError,
+    Seen,
+    StorageError,
+    TakenError,
+    explaining,
+    fingerprint,
+    replace_file,
+)
+from slm.storage.gcs_errors import LoginError, explain, missing
 
 CHUNK_BYTES = 32 * 2**20  # an upload keeps about two of these in memory and waits one round trip for each
 ATTEMPTS = 3
@@ -28,6 +38,7 @@ FIRST_WAIT_SECONDS = 1.0  # before the second try; doubled each time
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
 _MAX_NAME_BYTES = 1024
+_GONE = 410  # an upload in chunks that cannot be gone on with, only begun anew
 _SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 
 
@@ -100,6 +111,8 @@ def _explaining_network(url: str) -> Iterator[None]:
         except Exception as error:
             if (told := explain(error, url)) is None:
                 raise  # an OSError of a local file, which the outer block explains, or a mistake of ours
+            if isinstance(told, LoginError):
+                _credentials.cache_clear()  # a new login must count without a new process
             raise told from error
 
 
@@ -112,71 +125,27 @@ def _limits(*, short: bool = False) -> dict[str, Any]:
     return {"timeout": (CONNECT_SECONDS, answer), "retry": retry}
 
 
-def explain(error: BaseException, url: str) -> StorageError | None:
-    """The error for the user in place of one of the client's, or None when `error` is not about storage."""
-    import http.client
-
-    import requests
-    import urllib3
-    from google.api_core import exceptions as api
-    from google.auth import exceptions as auth
-    from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
-
-    if isinstance(error, api.RetryError) and error.cause is not None:
-        return explain(error.cause, url)
-    silence: tuple[type[Exception], ...] = (
-        auth.TransportError,
-        requests.RequestException,
-        urllib3.exceptions.HTTPError,
-    )
-    silence += (http.client.HTTPException, TimeoutError, ConnectionError, api.RetryError)
-    # `POST https://host/path: ` begins the client's messages; the rest is the server's.
-    words = re.sub(r"^[A-Z]+ https?:\S+: ", "", " ".join(str(getattr(error, "message", "") or error).split()))
-    if isinstance(error, silence):
-        reason = "there is no answer. Check the network, the proxy and the firewall, then try again"
-    elif isinstance(error, auth.DefaultCredentialsError):
-        reason = "this machine has no Google credentials. Run `gcloud auth application-default login`"
-    elif isinstance(error, auth.GoogleAuthError | api.Unauthorized):
-        _credentials.cache_clear()  # a new login must count without a new process
-        reason = "Google refused the credentials (401). Run `gcloud auth application-default login` again"
-    elif isinstance(error, DataCorruption):
-        reason = f"the bytes were damaged on the way, {ATTEMPTS} times. Try again"
-    elif isinstance(error, api.GoogleAPICallError | InvalidResponse):
-        code = int(getattr(error, "code", None) or error.response.status_code)
-        if code == 404 and "bucket does not exist" not in words:
-            return _missing(url)
-        reason = _meaning(code, split(url)[0])
-    elif type(error).__module__.startswith(("aiohttp.", "gcsfs.")):
-        reason = "reading failed. Try again, or download it first"
-    else:
-        return None
-    return StorageError(f"Cannot use {url}: {reason}. ({words[:300]})")
-
-
-def _meaning(code: int, bucket: str) -> str:
-    """What an HTTP status means here, and the cure."""
-    if code == 403:
-        return (
-            "Google refused permission (403). Give this account the role roles/storage.objectAdmin: `gcloud storage "
-            f"buckets add-iam-policy-binding gs://{bucket} --member=user:YOU --role=roles/storage.objectAdmin`"
-        )
-    if code == 404:
-        return f"there is no bucket {bucket!r}. Check the spelling or run `gcloud storage buckets create gs://{bucket}`"
-    if code == 429 or code >= 500:
-        return (
-            f"Google Cloud Storage is busy or failing ({code}). Try later; https://status.cloud.google.com knows more"
-        )
-    return f"Google Cloud Storage refused the request ({code})"
-
-
-def _missing(url: str) -> MissingError:
-    parent = url.rstrip("/").rpartition("/")[0]
-    return MissingError(f"There is no object {url}; `gcloud storage ls {parent}/` lists what is there.")
-
-
 def _look(bucket: Any, name: str, *, short: bool = False) -> Any:
     """The object's metadata (generation, size, crc32c) as they are now, or None."""
     return bucket.get_blob(name, **_limits(short=short))
+
+
+def look(url: str) -> Seen | None:
+    """What an object is now, or None where there is none; a bucket that is missing is a StorageError."""
+    from google.api_core.exceptions import NotFound
+
+    name = _object_name(url)
+    with _bucket(url) as bucket:
+        blob = bucket.blob(name)
+        try:
+            blob.reload(**_limits(short=True))
+        except NotFound as error:
+            if isinstance(explain(error, url), MissingError):
+                return None
+            raise
+    if blob.content_encoding == "gzip":  # size and checksum are those of the packed bytes
+        return Seen(None, None, int(blob.generation))
+    return Seen(int(blob.size), str(blob.crc32c), int(blob.generation))
 
 
 def exists(url: str) -> bool:
@@ -242,15 +211,19 @@ def check_access(url: str) -> list[str]:
     return []
 
 
+def _generation(blob: Any) -> int:
+    return 0 if blob is None else int(blob.generation)
+
+
 def _is(blob: Any, ours: tuple[int, str]) -> bool:
     return blob is not None and (blob.size, blob.crc32c) == ours
 
 
-def upload(local_path: str, url: str, *, overwrite: bool = False) -> None:
-    """Afterwards `url` holds the file's bytes, as the server's checksum says; ExistsError if other bytes are there.
+def upload(local_path: str, url: str, *, overwrite: bool = False, version: int | None = None) -> int:
+    """The generation of `url` with the file's bytes, as the server's checksum says; ExistsError if others are there.
 
-    Bytes that are there already are a success. An object that changes during the call is an error: another
-    process writes the same name.
+    Bytes that are there already are a success. An object that changes during the call, or did since it was of
+    `version`, is a TakenError: another process writes the same name.
     """
     import requests
     from google.api_core import exceptions as api
@@ -262,27 +235,40 @@ def upload(local_path: str, url: str, *, overwrite: bool = False) -> None:
     with _bucket(url) as bucket:
         seen = _look(bucket, name)
         if _is(seen, ours):
-            return
+            return int(seen.generation)
         if seen is not None and not overwrite:
             raise ExistsError(f"{url} exists with other content; choose another name or allow overwriting.")
+        if version not in (None, _generation(seen)):
+            raise TakenError(f"{url}: another process wrote this object; use one folder per run.")
         for attempt in range(1, ATTEMPTS + 1):
-            generation = 0 if seen is None else seen.generation
+            generation = _generation(seen)
             try:
-                blob = bucket.blob(name, chunk_size=CHUNK_BYTES)
-                checks = {"if_generation_match": generation, "checksum": "crc32c"}
-                blob.upload_from_filename(local_path, **checks, **_limits())
-                return
+                return _send(bucket.blob(name, chunk_size=CHUNK_BYTES), local_path, generation)
             except (api.GoogleAPIError, DataCorruption, requests.RequestException) as error:
                 # An answer can be lost after the bytes arrived, and the retry then meets our own object (412).
                 now = _look(bucket, name)
                 if _is(now, ours):
-                    return
+                    return int(now.generation)
                 if now is None and isinstance(error, DataCorruption):
                     seen = None  # the client took its damaged object away again
-                elif generation != (0 if now is None else now.generation):
-                    raise StorageError(f"{url}: another process wrote this object; use one folder per run.") from error
-                if attempt == ATTEMPTS or not isinstance(error, _worth_another_try()):
+                elif generation != _generation(now):
+                    raise TakenError(f"{url}: another process wrote this object; use one folder per run.") from error
+                again = isinstance(error, _worth_another_try()) or getattr(error, "code", 0) == _GONE
+                if attempt == ATTEMPTS or not again:
                     raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _send(blob: Any, local_path: str, generation: int) -> int:
+    """The new generation, once the bytes were sent in place of those of `generation`."""
+    from google.api_core.exceptions import from_http_status
+
+    try:
+        blob.upload_from_filename(local_path, if_generation_match=generation, checksum="crc32c", **_limits())
+    except ValueError as error:
+        # The server may keep only the first part of a chunk. The client cannot go on from there.
+        raise from_http_status(_GONE, f"the upload broke off: {error}") from error  # type: ignore[no-untyped-call]
+    return int(blob.generation)
 
 
 def _worth_another_try() -> tuple[type[Exception], ...]:
@@ -300,7 +286,7 @@ def _fetch(url: str, into: str) -> None:
         for attempt in range(1, ATTEMPTS + 1):
             blob = _look(bucket, name)
             if blob is None:
-                raise _missing(url)
+                raise missing(url)
             try:
                 blob.download_to_filename(into, if_generation_match=blob.generation, checksum="crc32c", **_limits())
             except _worth_another_try():
@@ -346,7 +332,7 @@ def open_read(url: str) -> Iterator[BinaryIO]:
         try:
             stream = system.open(path, "rb")
         except FileNotFoundError as error:
-            raise _missing(url) from error
+            raise missing(url) from error
         with stream:
             yield stream
 
@@ -359,7 +345,7 @@ def move(source: str, target: str) -> None:
     with _bucket(source) as bucket:
         old = _look(bucket, name)
         if old is None:
-            raise _missing(source)
+            raise missing(source)
         new_bucket = bucket.client.bucket(split(target)[0])
         new = new_bucket.blob(new_name)
         checks = {"if_generation_match": 0, "if_source_generation_match": old.generation}

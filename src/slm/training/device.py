@@ -44,6 +44,13 @@ class Machine:
         """The loss scaling that fp16 needs; does nothing in the other precisions."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
+    def free_memory(self) -> None:
+        """Gives back what torch keeps of an accelerator's memory for later."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        elif self.device.type == "mps":
+            torch.mps.empty_cache()
+
     @contextmanager
     def with_threads(self) -> Iterator[None]:
         """A context in which torch computes with this machine's number of CPU threads."""
@@ -71,6 +78,30 @@ def seeded(device: torch.device, seed: int) -> Iterator[None]:
         finally:
             if mps_state is not None:
                 torch.mps.set_rng_state(mps_state)
+
+
+def random_state(device: torch.device) -> list[Tensor]:
+    """The state of torch's random streams: that of the CPU, and that of an accelerator where training uses one."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    elif device.type == "mps":
+        states.append(torch.mps.get_rng_state())
+    return states
+
+
+def set_random_state(device: torch.device, states: list[Tensor]) -> None:
+    """Puts the streams back to `random_state`; a stream of another kind of device stays as it is."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1], device)
+    elif device.type == "mps" and len(states) > 1:
+        torch.mps.set_rng_state(states[1])
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """True where an accelerator's memory was full."""
+    return isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in str(error)
 
 
 def choose_machine(config: TrainConfig, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Machine:

@@ -15,6 +15,11 @@ from slm.config import ModelConfig, UserError
 from slm.data.tokenizer import Tokenizer
 from slm.model.transformer import LanguageModel
 
+_KINDS: dict[str, Any] = {"model": dict, "model_config": dict, "tokenizer": str | None, "metrics": dict}
+_ORIGIN = ("asked", "resolved", "made_with")  # which `RunFolder` adds
+_TABLES = 2**30  # bytes; a model whose tables are larger could not be trained without far more
+_AGAIN = "Copy it again from where it was made."
+
 
 def pack_model(
     model: nn.Module,
@@ -39,11 +44,23 @@ def copy_weights(
     weights: Mapping[str, torch.Tensor], copy: Callable[[torch.Tensor], torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Copies by name, in which tensors that share their memory (tied embeddings) still do."""
-    copies: dict[int, torch.Tensor] = {}
-    for tensor in weights.values():
-        if tensor.data_ptr() not in copies:
-            copies[tensor.data_ptr()] = copy(tensor.detach())
-    return {name: copies[tensor.data_ptr()].view_as(tensor) for name, tensor in weights.items()}
+    copies: dict[object, torch.Tensor] = {}
+    places = {name: (tensor.data_ptr(), tensor.shape, tensor.stride()) for name, tensor in weights.items()}
+    for name, tensor in weights.items():
+        if places[name] not in copies:
+            copies[places[name]] = copy(tensor.detach())
+    return {name: copies[places[name]] for name in weights}
+
+
+def copied(value: Any) -> Any:
+    """A copy of nested dicts, lists and tuples with tensors, all of them on the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(copied, value))
+    return value
 
 
 def unpack_model(content: Mapping[str, Any], path: str) -> tuple[LanguageModel, Tokenizer | None, dict[str, Any]]:
@@ -53,13 +70,51 @@ def unpack_model(content: Mapping[str, Any], path: str) -> tuple[LanguageModel, 
             f"{path} holds the weights of a module that is not slm.LanguageModel. Build that module and call "
             "load_state_dict(slm.storage.load_file(path)['model'])."
         )
+    wrong = [name for name, types in _KINDS.items() if not isinstance(content.get(name, ...), types)]
+    wrong += [name for name in _ORIGIN if not isinstance(content.get(name, {}), dict)]
+    if wrong:
+        raise UserError(f"{path} is damaged: its weights and configuration do not fit (no {wrong[0]}). {_AGAIN}")
     try:
-        model = LanguageModel(ModelConfig(**content["model_config"]))
-        model.load_state_dict(content["model"])
+        model = _build(ModelConfig(**content["model_config"]), content["model"])
         tokenizer = Tokenizer.from_json(content["tokenizer"], path) if content["tokenizer"] else None
-        return model, tokenizer, dict(content["metrics"])
-    except (RuntimeError, TypeError, KeyError, AttributeError, ValueError) as error:
-        raise UserError(f"{path} is damaged: its weights and configuration do not fit ({error}).") from error
+        _check_metrics(content["metrics"])
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged: its weights and configuration do not fit ({error!s:.500}). {_AGAIN}"
+        ) from error
+    if tokenizer and tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"{path} is damaged: its tokenizer has {tokenizer.vocab_size} tokens, and its model "
+            f"{model.config.vocab_size}. {_AGAIN}"
+        )
+    return model, tokenizer, content["metrics"]
+
+
+def _build(config: ModelConfig, weights: dict[Any, Any]) -> LanguageModel:
+    """A model of that configuration with these weights, which are looked at before memory is taken for it."""
+    if not all(isinstance(name, str) and isinstance(one, torch.Tensor) for name, one in weights.items()):
+        raise ValueError("a weight is no tensor")
+    if not all(one.is_floating_point() for one in weights.values()):
+        raise ValueError("a weight is of another type than a float")
+    stored = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in weights.values()}
+    num_bytes = sum(stored.values())  # of one byte a number at least
+    # The tables of rotary positions are made anew, so that no weights tell their size.
+    tables = 8 * config.num_layers * config.max_seq_len * config.head_dim if config.positions == "rope" else 0
+    if config.num_layers > len(weights) or config.num_parameters > num_bytes:
+        raise ValueError(f"{config.num_parameters:,} parameters are told of, in {num_bytes:,} bytes of weights")
+    if tables > max(_TABLES, 16 * num_bytes):
+        raise ValueError(f"max_seq_len = {config.max_seq_len} is more than a model of that size can look at")
+    model = LanguageModel(config)
+    model.load_state_dict(weights)
+    return model
+
+
+def _check_metrics(metrics: dict[Any, Any]) -> None:
+    """Raises ValueError for metrics that are not numbers by name, or of no step."""
+    if not all(isinstance(value, int | float) for value in metrics.values()):
+        raise ValueError("a metric is no number")
+    if not isinstance(metrics.get("step", 0), int) or not all(isinstance(name, str) for name in metrics):
+        raise ValueError("its metrics are of no step")
 
 
 def versions() -> dict[str, str]:

@@ -1,88 +1,334 @@
-"""A run's folder: claimed before step 0, written as training goes, uploaded at the end when it is remote."""
+"""A run's folder: claimed before step 0, written in the background as training goes, sent on when it is remote."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
-import tempfile
+import time
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from slm.config import UserError
+from slm.config import TrainConfig, UserError
 from slm.settings import MARKER, write_config
-from slm.storage import checkpoint, files
+from slm.storage import checkpoint, checkpoint_folder, files
+from slm.storage.cached import cache_folder, key_of
+from slm.training.background import Uploader, Worker
+from slm.training.remote import RemoteRun
+from slm.training.resume import BEST, CHECKPOINTS, CONFIG, METRICS, MODEL, RUN_FILES, Previous, find_previous
 
-CONFIG, METRICS, MODEL = "config.toml", "metrics.jsonl", "model.pt"
-RUN_FILES = (CONFIG, METRICS, MODEL)
+SAVE_SECONDS = 180.0  # between checkpoints, unless save_every counts steps
+_LOCK = ".slm.lock"
 
 
 class RunFolder:
     """Where a run writes. Creating it checks access and changes nothing that is there; `begin` starts the run.
 
-    A remote folder is staged in a local one and uploaded by `finish`; metrics.jsonl grows line by line there too.
+    All is written to a folder of this machine, whole or not at all; for a URL that is a mirror in the cache, from which
+    it is sent. A disk that is full or a network that fails is a warning, and the next save tries again.
     Raises UserError or OSError, each naming the folder and the way out.
     """
 
-    def __init__(self, path: str, *, overwrite: bool = False) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: str,
+        *,
+        overwrite: bool = False,
+        resume: str = "auto",
+        save_every: int | None = None,
+        keep_last: int = 2,
+    ) -> None:
+        self.path, self.save_every, self.keep_last = path, save_every, keep_last
         for note in files.check_writable(path):
             warnings.warn(note, stacklevel=3)
+        self.remote: RemoteRun | None = None
+        self.local = path
+        if files.is_remote(path):
+            self.local = os.path.join(cache_folder(), "runs", key_of(path.rstrip("/")))
+            self.remote = RemoteRun(path, self.local)
+        self._lock: Any = None
+        # A folder that is new gets its lock by `begin`: a command that is refused before leaves nothing behind.
+        if self.remote or os.path.exists(self._lock_path):
+            self._take_lock()
+        self.upload_error: str | None = None  # what did not arrive at the URL
+        self.save_error: str | None = None  # what is not even on this disk
+        self.step: int | None = None  # of the newest checkpoint that was asked for
+        self._committed: list[int] = []  # steps of checkpoints that are known to be whole
+        self._lines: list[str] = []  # of metrics.jsonl
+        self._lines_written, self._bytes_written = 0, 0
+        self._trouble: dict[str, str] = {}  # by what was to be saved
+        self._told: set[str] = set()
         self._origin: dict[str, Any] = {}  # the tables of config.toml, stored in model.pt too
-        self.upload_error: str | None = None
-        self._taken = [name for name in files.list_names(path) if name in RUN_FILES]
-        if self._taken:
-            self._check_taken(overwrite)
-        self.staging: str | None = None  # where the files of a remote run are until they are uploaded
+        self._writer = Worker("slm-save")
+        self._uploader: Uploader | None = None
+        self._saved_at = time.monotonic()
+        try:
+            self._taken = self._names()
+            self.previous = self._find(overwrite, resume)
+        except BaseException:
+            self.close()
+            raise
 
-    def _check_taken(self, overwrite: bool) -> None:
-        config = files.join(self.path, CONFIG)
-        if CONFIG not in self._taken or not files.read_bytes(config).startswith(MARKER.encode()):
-            raise UserError(
-                f"{files.join(self.path, self._taken[0])} exists and no run of slm wrote it; a run would replace it. "
-                "Choose another --model_dir, or move the file away."
-            )
-        if not overwrite:
+    def _names(self) -> list[str]:
+        return [name for name in files.list_names(self.path) if name in RUN_FILES]
+
+    @property
+    def _lock_path(self) -> str:
+        return f"{self.local}.lock" if self.remote else self._local(_LOCK)
+
+    def _take_lock(self) -> None:
+        """Takes the lock of the folder, which the system takes back when the process ends, however it ends."""
+        from filelock import FileLock, Timeout
+
+        place = self._lock_path
+        lock = FileLock(place)
+        with files.explaining(place, "lock"):
+            os.makedirs(os.path.dirname(place) or ".", exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise UserError(
+                    f"another run is writing to {self.path} now. Wait for it, stop it, or choose another --model_dir."
+                ) from None
+            except NotImplementedError:
+                warnings.warn(f"the disk of {place} knows no locks: let only one run write to it.", stacklevel=4)
+        self._lock = lock
+
+    def _find(self, overwrite: bool, resume: str) -> Previous | None:
+        """The run to go on with. Raises UserError where what is there and what is asked for do not fit."""
+        if self._taken:
+            config = files.join(self.path, CONFIG)
+            if CONFIG not in self._taken or not files.read_bytes(config).startswith(MARKER.encode()):
+                raise UserError(
+                    f"{files.join(self.path, self._taken[0])} exists and no run of slm wrote it; a run would replace "
+                    "it. Choose another --model_dir, or move the file away."
+                )
+        if overwrite and resume == "must":
+            raise UserError("--overwrite begins anew and --resume must goes on: leave one of them out.")
+        if overwrite or not self._taken:
+            if resume == "must":
+                raise UserError(f"{self.path} holds no run to go on with. Check --model_dir, or leave out --resume.")
+            return None
+        if resume == "never":
             raise UserError(
                 f"{self.path} already holds a run. Choose another --model_dir, or add --overwrite, which moves "
                 "that run aside to a folder previous-1 in it."
             )
+        passed_over = self.remote.fetch() if self.remote else []
+        previous = find_previous(self.path, self.local)
+        previous.passed_over[:0] = passed_over
+        if resume == "must" and previous.checkpoint is None:
+            raise UserError(f"{self.path} holds a run without a checkpoint to go on from. Leave out --resume.")
+        if self.remote and previous.checkpoint:
+            # What was left to send when a machine went down; where all is there this sends nothing.
+            self.remote.push(previous.step, self.keep_last)
+        return previous
+
+    def check_early(self, values: Mapping[str, Any]) -> None:
+        """Raises UserError where settings alone tell that the run that is there cannot be gone on with."""
+        if self.previous:
+            self.previous.check_early(values)
+
+    def take_over(self, config: TrainConfig) -> TrainConfig:
+        """The settings with what the run to go on with had measured or derived."""
+        return self.previous.take_over(config) if self.previous else config
+
+    def check(self, resolved: Mapping[str, Any], made_with: Mapping[str, Any]) -> None:
+        """Warns of what differs from the run to go on with and may. Raises UserError where it may not."""
+        for told in self.previous.check(resolved, made_with) if self.previous else ():
+            warnings.warn(told, stacklevel=3)
 
     def begin(self, asked: Mapping[str, Any], resolved: Mapping[str, Any], made_with: Mapping[str, Any]) -> None:
-        """Moves a run that is to be overwritten aside and writes config.toml."""
+        """Moves a run that is to be overwritten aside, or brings one to go on with to its checkpoint's state."""
+        if self._lock is None:
+            self._take_lock()
+            if self._names() != self._taken:
+                raise UserError(f"another run was made in {self.path} meanwhile. Choose another --model_dir.")
         self._origin = {"asked": dict(asked), "resolved": dict(resolved), "made_with": dict(made_with)}
-        if self._taken:
-            there = files.list_names(self.path)
-            aside = next(name for n in range(1, len(there) + 2) if (name := f"previous-{n}") not in there)
-            for name in self._taken:
-                files.move(files.join(self.path, name), files.join(files.join(self.path, aside), name))
-        if files.is_remote(self.path):
-            self.staging = tempfile.mkdtemp(prefix="slm-run-")
-        files.write_bytes(self._local(CONFIG), write_config(asked, resolved, made_with))
+        if self._taken and not self.previous:
+            self._move_aside()
+        if self.remote and not self.previous:
+            shutil.rmtree(self.local, ignore_errors=True)
+        config = write_config(asked, resolved, made_with)
+        path = self._local(CONFIG)
+        if not os.path.exists(path) or files.read_bytes(path) != config:
+            files.write_bytes(path, config)
+        checkpoint_folder.sweep(self._local(CHECKPOINTS))
+        saved = self.previous.checkpoint if self.previous else None
+        if saved:
+            self._restore(saved)
+        else:
+            files.remove(self._local(METRICS))  # of a run that ended before its first checkpoint
+        if self.remote:
+            self.remote.claim()
+            self._uploader = Uploader(self.remote, self.keep_last)
+        self._saved_at = time.monotonic()
+
+    def _move_aside(self) -> None:
+        there = files.list_names(self.path)
+        aside = next(name for n in range(1, len(there) + 2) if (name := f"previous-{n}") not in there)
+        for name in self._taken:
+            _move(files.join(self.path, name), files.join(files.join(self.path, aside), name))
+
+    def _restore(self, saved: str) -> None:
+        """metrics.jsonl and model.pt as they were at the checkpoint."""
+        assert self.previous
+        text = files.read_bytes(os.path.join(saved, METRICS))
+        files.write_bytes(self._local(METRICS), text)
+        self._lines = text.decode().splitlines(keepends=True)
+        self._lines_written, self._bytes_written = len(self._lines), len(text)
+        best = self.previous.manifest.get("best_step")
+        if best is not None:
+            source = os.path.join(saved, MODEL if best == self.previous.step else BEST)
+            if not os.path.exists(self._local(MODEL)) or files.fingerprint(source) != files.fingerprint(
+                self._local(MODEL)
+            ):
+                files.download(source, self._local(MODEL))
+        self.step = self.previous.step
+        self._committed = [self.previous.step]
+
+    def records(self) -> list[dict[str, Any]]:
+        """What metrics.jsonl holds at the start; a null in it was no finite number."""
+        found = [json.loads(line) for line in self._lines]
+        return [{name: math.nan if value is None else value for name, value in record.items()} for record in found]
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Adds a line to metrics.jsonl; numbers that JSON lacks (NaN, infinity) become null."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        self._lines.append(json.dumps(finite) + "\n")
         path = self._local(METRICS)
-        with files.explaining(path, "write"), open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(finite) + "\n")
+        text = "".join(self._lines[self._lines_written :]).encode()
+        try:
+            with files.explaining(path, "write"), open(path, "ab") as file:
+                file.truncate(self._bytes_written)  # without the part of a line that a full disk took
+                file.write(text)
+        except files.StorageError as error:
+            self._trouble[METRICS] = str(error)
+        else:
+            self._lines_written, self._bytes_written = len(self._lines), self._bytes_written + len(text)
+            self._trouble.pop(METRICS, None)
+
+    @property
+    def begun(self) -> bool:
+        """True once `begin` was called."""
+        return bool(self._origin)
+
+    @property
+    def errors(self) -> list[str]:
+        """What `finish` could not save or send, in words."""
+        return [error for error in (self.save_error, self.upload_error) if error]
+
+    @property
+    def due(self) -> bool:
+        """True when SAVE_SECONDS have passed since the last checkpoint was asked for."""
+        return time.monotonic() - self._saved_at >= SAVE_SECONDS
+
+    @property
+    def busy(self) -> bool:
+        """True while something is being written."""
+        return self._writer.busy
+
+    def save(self, step: int, contents: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any]) -> None:
+        """Has a checkpoint written of these dicts, which nobody changes any more, by the names of their files."""
+        self.step, self._saved_at = step, time.monotonic()
+        lines = self._lines[:]
+        models = {name: {**content, **self._origin} for name, content in contents.items()}
+
+        def write() -> None:
+            savers = {name: _saver(content) for name, content in models.items()}
+            savers[METRICS] = lambda path: files.write_bytes(path, "".join(lines).encode())
+            folder = self._local(CHECKPOINTS)
+            checkpoint_folder.verify(checkpoint_folder.write(folder, step, savers, about))
+            self._committed = [*(one for one in self._committed if one < step), step]
+            if self._uploader:
+                self._uploader.send(step)
+            in_use = self._uploader.in_use if self._uploader else set()
+            checkpoint_folder.prune(folder, {*self._committed[-self.keep_last :], *in_use})
+
+        self._writer.do(lambda: self._try(CHECKPOINTS, write))
 
     def save_model(self, packed: Mapping[str, Any]) -> None:
-        """Writes model.pt, whole or not at all."""
-        checkpoint.save_file(self._local(MODEL), {**packed, **self._origin})
+        """Has model.pt written."""
+        content = {**packed, **self._origin}
+        self._writer.do(lambda: self._try(MODEL, lambda: checkpoint.save_file(self._local(MODEL), content)))
 
-    def finish(self) -> None:
-        """Uploads a remote run, the model last. What fails is kept locally and told in `upload_error`."""
-        if self.staging is None:
-            return
+    def _try(self, what: str, write: Any) -> None:
         try:
-            for name in files.list_names(self.staging):
-                files.upload(files.join(self.staging, name), files.join(self.path, name))
-        except OSError as error:
-            self.upload_error = f"{error} The run is complete in {self.staging}; copy it from there."
+            write()
+        except (files.StorageError, UserError) as error:
+            self._trouble[what] = str(error)
         else:
-            shutil.rmtree(self.staging)
+            self._trouble.pop(what, None)
+
+    def poll(self) -> None:
+        """Warns of trouble, once as long as it lasts. Raises StorageError where another run was first at the URL."""
+        self._writer.check()
+        if self._uploader:
+            self._uploader.check()
+            if self._uploader.refusal and not self._uploader.has_sent:
+                raise self._uploader.refusal
+        trouble = dict(self._trouble)
+        if self._uploader and self._uploader.error:
+            trouble["upload"] = str(self._uploader.error)
+        for what in trouble.keys() - self._told:
+            later = "is tried again in the background" if what == "upload" else "is tried again at the next save"
+            if self._uploader and self._uploader.refusal:
+                later = "has ended"
+            warnings.warn(f"{trouble[what]} Training goes on; saving {later}.", stacklevel=2)
+        self._told = set(trouble)
+
+    def finish(self, *, interrupted: bool = False) -> None:
+        """Returns when all is written and sent; what is not is told in `save_error` and `upload_error`."""
+        self._writer.wait()
+        needed = {MODEL, CHECKPOINTS} if interrupted else {MODEL}
+        for what in sorted(needed & self._trouble.keys()):
+            newest = f"The newest checkpoint is of step {self._committed[-1]:,}; the" if self._committed else "The"
+            self.save_error = (
+                f"{self._trouble[what]} {newest} same command goes on from what is saved, once there is space."
+            )
+        if self.remote is None:
+            return
+        if self._uploader is None or not self._committed:  # a model without checkpoints, by Run.save
+            try:
+                self.remote.push(None, self.keep_last)
+            except files.StorageError as error:
+                self.upload_error = str(error)
+        elif not self._uploader.finish(patient=not interrupted):
+            self.upload_error = str(self._uploader.error or self._uploader.refusal)
+        if self.upload_error:
+            self.upload_error += f" The run is complete in {self.local}; the same command sends what is missing."
+        elif not self.save_error:
+            shutil.rmtree(self.local, ignore_errors=True)
+
+    def close(self, *, at_once: bool = False) -> None:
+        """Lets go of the folder, so that another run may have it, when what is being written is whole.
+
+        at_once: does not wait for that; a checkpoint in the making is lost.
+        """
+        try:
+            if not at_once:
+                self._writer.wait()
+                if self._uploader:
+                    self._uploader.finish(patient=False)
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     def _local(self, name: str) -> str:
-        return files.join(self.staging or self.path, name)
+        return os.path.join(self.local, name)
+
+
+def _move(source: str, target: str) -> None:
+    """Moves a file, or a folder with all that is in it."""
+    if not files.is_folder(source):
+        files.move(source, target)
+        return
+    for name in files.list_names(source):
+        _move(files.join(source, name), files.join(target, name))
+    files.remove(source)
+
+
+def _saver(content: dict[str, Any]) -> Any:
+    return lambda path: checkpoint.save_file(path, content)

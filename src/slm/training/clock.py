@@ -1,0 +1,36 @@
+"""The clock of a training run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Clock:
+    """Seconds of training, without those spent in evaluation."""
+
+    def __init__(self, seconds: float = 0.0, tokens_seen: int = 0) -> None:
+        """seconds, tokens_seen: of the run so far, where it is gone on with."""
+        self._start = time.perf_counter() - seconds
+        self._last_seconds, self._last_tokens = seconds, tokens_seen
+
+    def elapsed_seconds(self) -> float:
+        """Seconds since the run began."""
+        return time.perf_counter() - self._start
+
+    def lap(self, tokens_seen: int) -> tuple[float, int]:
+        """The seconds (above 0) and tokens since the last lap."""
+        now = self.elapsed_seconds()
+        seconds, tokens = now - self._last_seconds, tokens_seen - self._last_tokens
+        self._last_seconds, self._last_tokens = now, tokens_seen
+        return max(seconds, 1e-9), tokens
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """A context whose seconds do not count."""
+        before = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._start += time.perf_counter() - before

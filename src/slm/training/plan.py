@@ -1,0 +1,77 @@
+"""What a run will do, settled before its first step: every default filled in, every id in the vocabulary."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from slm.config import IGNORE_INDEX, TrainConfig, UserError
+from slm.data.batches import Batches, in_order
+from slm.data.dataset import TextDataset
+from slm.training.device import Machine
+
+EVALUATIONS = 20  # in a run, about
+
+
+def resolve(config: TrainConfig, batches: Batches, val_dataset: Dataset[Any], machine: Machine) -> TrainConfig:
+    """The settings with every default that depends on the data or the machine filled in."""
+    if not len(val_dataset):  # type: ignore[arg-type]
+        raise UserError("the validation dataset is empty: there is nothing to evaluate on.")
+    total_steps = config.max_steps or config.epochs * len(batches)
+    # A forward costs a third of a step, so this many evaluations are half as much work as the training.
+    affordable = 1.5 * total_steps * config.batch_size / len(val_dataset)  # type: ignore[arg-type]
+    evaluations = max(1, min(EVALUATIONS, total_steps, int(affordable)))
+    return dataclasses.replace(
+        config,
+        max_steps=total_steps,
+        warmup_steps=min(100, total_steps // 20) if config.warmup_steps is None else config.warmup_steps,
+        micro_batch_size=min(config.micro_batch_size or config.batch_size, config.batch_size),
+        eval_every=config.eval_every or total_steps // evaluations,
+        device=str(machine.device),
+        precision=machine.precision,
+        threads=machine.threads,
+    )
+
+
+def check_ids(model: nn.Module, dataset: Dataset[Any], name: str, batch_size: int) -> None:
+    """Raises UserError for an id outside the model's vocabulary, anywhere in a TextDataset, else among the first items.
+
+    A model that has no config.vocab_size knows its own limits.
+    """
+    vocab_size = getattr(getattr(model, "config", None), "vocab_size", None)
+    if not isinstance(vocab_size, int):
+        return
+    if isinstance(dataset, TextDataset):  # whose windows of documents are not laid out before somebody evaluates on it
+        low, high = dataset.id_range()
+    elif not len(dataset):  # type: ignore[arg-type]
+        return
+    else:
+        tokens, targets = next(in_order(dataset, batch_size))
+        ids = torch.cat((tokens.flatten().long(), targets[targets != IGNORE_INDEX].long()))
+        low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocab_size:
+        larger_model = "" if low < 0 else f", or make a model with vocab_size = {high + 1}"
+        raise UserError(
+            f"the ids of the {name} dataset go from {low} to {high}: must be 0 or above and below the model's "
+            f"vocab_size = {vocab_size}. Encode the text with the model's own tokenizer{larger_model}."
+        )
+
+
+def fingerprint(*datasets: Dataset[Any]) -> str:
+    """A SHA-256 over the lengths of datasets and, where they are a TextDataset, some evenly spread windows of each.
+
+    The items of any other dataset may be drawn at random, so that only their number can be compared.
+    """
+    digest = hashlib.sha256()
+    for dataset in datasets:
+        size = len(dataset)  # type: ignore[arg-type]
+        digest.update(size.to_bytes(8, "little"))
+        if isinstance(dataset, TextDataset) and size:
+            for tensor in dataset.batch(torch.linspace(0, size - 1, 64).long()):
+                digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,177 @@
+"""The run that a folder already holds: whether another invocation may go on with it, and from where."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from slm.config import FIELDS, DataConfig, TrainConfig, UserError
+from slm.settings import read_table, read_toml
+from slm.storage import checkpoint_folder, files
+from slm.training.device import choose_device
+
+CONFIG, METRICS, MODEL, CHECKPOINTS = "config.toml", "metrics.jsonl", "model.pt", "checkpoints"
+STATE, BEST = "training.pt", "best.pt"  # in a checkpoint, beside its own model.pt and metrics.jsonl
+RUN_FILES = (CONFIG, METRICS, MODEL, CHECKPOINTS)
+
+_OTHER_DIGITS = "from here on, the last digits differ from those of an unbroken run"
+_LONGER = "from here on, the learning rate is that of the longer run"
+MAY_CHANGE = {  # and what it does
+    "device": _OTHER_DIGITS,
+    "precision": "from here on, the numbers differ from those of an unbroken run",
+    "threads": _OTHER_DIGITS,
+    "micro_batch_size": _OTHER_DIGITS,
+    "log_every": "from here on, metrics.jsonl has lines at other steps",
+    "max_steps": _LONGER,
+}
+_MEASURED = ("device", "precision", "threads")
+_LENGTH = ("epochs", "max_steps")
+_OF_THE_TEXT = {field.name for field in dataclasses.fields(DataConfig)} - {"mask_documents"}
+_FROM_THE_TEXT = {"vocab_size", "document_start"}  # known once it is read
+
+
+@dataclass(frozen=True)
+class Previous:
+    """A run in a folder: its tables of config.toml, and its newest checkpoint that verifies, if there is any."""
+
+    path: str
+    asked: dict[str, Any]
+    resolved: dict[str, Any]
+    made_with: dict[str, Any]
+    checkpoint: str | None = None  # a local folder
+    manifest: dict[str, Any] = field(default_factory=dict)
+    passed_over: list[str] = field(default_factory=list)  # newer checkpoints that do not verify, and why
+
+    @property
+    def step(self) -> int:
+        """The step of the checkpoint, 0 where there is none."""
+        return int(self.manifest.get("step", 0))
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What the run had chosen when the checkpoint was written."""
+        return {**self.resolved, **self.manifest.get("choices", {})}
+
+    def told(self) -> str:
+        """From where the run goes on, in words."""
+        return "; ".join([f"from step {self.step:,}", *(f"passed over: {why}" for why in self.passed_over)])
+
+    def take_over(self, config: TrainConfig) -> TrainConfig:
+        """The settings with what was measured or derived then in place of measuring and deriving it again."""
+        choices: dict[str, Any] = self.choices
+        kept: dict[str, Any] = {}
+        for name in ("warmup_steps", "eval_every"):
+            if getattr(config, name) is None and name not in self.asked:
+                kept[name] = choices.get(name)
+        names = [*(_MEASURED if _is_here(choices.get("device")) else ()), "micro_batch_size"]
+        for name in names:
+            if getattr(config, name) in (None, "auto") and choices.get(name) is not None:
+                kept[name] = choices[name]
+        return dataclasses.replace(config, **kept)
+
+    def check_early(self, values: Mapping[str, Any]) -> None:
+        """Raises UserError where settings alone, before any text is read, tell that one cannot go on."""
+        asked_then = (self.resolved.get("epochs"), self.asked.get("max_steps"))
+        if (values["epochs"], values["max_steps"]) == asked_then:
+            self._refuse_if_ended()
+        unknown = {*_OF_THE_TEXT, *_FROM_THE_TEXT, *_LENGTH}
+        known = {name: value for name, value in values.items() if name not in unknown and value not in (None, "auto")}
+        self._refuse_others(_differences(self.resolved, known))
+
+    def check(self, resolved: Mapping[str, Any], made_with: Mapping[str, Any]) -> list[str]:
+        """What differs and may, with its effect. Raises UserError where something differs that may not."""
+        same_text = self.made_with.get("data_fingerprint") == made_with.get("data_fingerprint")
+        names = set(resolved) - set(_LENGTH) - (_OF_THE_TEXT if same_text else set())
+        differences = _differences(self.resolved, {name: resolved[name] for name in names})
+        if not same_text and not any(name in difference for difference in differences for name in _OF_THE_TEXT):
+            differences.append("the text itself, or a tokenizer.json, has changed")
+        self._refuse_others(differences)
+        steps, steps_then = resolved["max_steps"], self.resolved.get("max_steps", 0)
+        if steps < steps_then:
+            self._refuse_others([f"the run had {steps_then:,} steps, now {steps:,}: it can be longer, not shorter"])
+        if steps == steps_then:
+            self._refuse_if_ended()
+        now = {name: resolved[name] for name in MAY_CHANGE if name in resolved}
+        told = [
+            f"{name} was {then}, is now {now[name]}: {MAY_CHANGE[name]}."
+            for name, then in self.choices.items()
+            if name in now and then != now[name]
+        ]
+        versions = [name for name in ("slm", "torch", "platform") if self.made_with.get(name) != made_with.get(name)]
+        told += [
+            f"the run was begun with {name} {self.made_with.get(name)}, now it is {made_with.get(name)}: losses may "
+            "differ in the last digits."
+            for name in versions
+        ]
+        return told
+
+    def _refuse_if_ended(self) -> None:
+        if self.manifest.get("total_steps", 0) < self.resolved.get("max_steps", 0):
+            return  # it was made longer, and stopped before the next step
+        status = self.manifest.get("status")
+        if status == "finished":
+            raise UserError(
+                f"{self.path} already holds a run, which finished at step {self.step:,}. To train it further, raise "
+                "--epochs or --max_steps; to begin anew, choose another --model_dir, or add --overwrite, which moves "
+                "that run aside to a folder previous-1 in it."
+            )
+        if status == "diverged":
+            raise UserError(
+                f"{self.path} already holds a run, which stopped at step {self.step:,} because its loss was no finite "
+                "number; the same settings would lead there again. Choose other settings and another --model_dir, or "
+                "add --overwrite, which moves that run aside."
+            )
+
+    def _refuse_others(self, differences: list[str]) -> None:
+        if differences:
+            config = files.join(self.path, CONFIG)
+            raise UserError(
+                f"{self.path} already holds a run with other settings: {'; '.join(differences)}. Set them as they were "
+                f"to go on with it (--config {config} does), choose another --model_dir, or add --overwrite, "
+                "which moves that run aside to a folder previous-1 in it."
+            )
+
+
+def find_previous(path: str, local: str) -> Previous:
+    """The run in a folder; local is where its files are on this machine. Raises UserError where it cannot be told."""
+    config = os.path.join(local, CONFIG)
+    asked = {name: value for name, value in read_toml(config).items() if not isinstance(value, dict)}
+    resolved, made_with = (read_table(local, name) for name in ("resolved", "made_with"))
+    checkpoint, manifest, passed_over = checkpoint_folder.newest(os.path.join(local, CHECKPOINTS))
+    if checkpoint is None and passed_over:
+        raise UserError(
+            f"{path} holds a run, but no checkpoint that can be used: {'; '.join(passed_over)} Add --overwrite, which "
+            "moves that run aside, or choose another --model_dir."
+        )
+    if checkpoint is None and os.path.exists(os.path.join(local, MODEL)):
+        raise UserError(
+            f"{path} already holds a run, without checkpoints: it cannot be gone on with. Choose another --model_dir, "
+            "or add --overwrite, which moves that run aside to a folder previous-1 in it."
+        )
+    return Previous(path, asked, resolved, made_with, checkpoint, manifest, passed_over)
+
+
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Each field that differs and may not, with both values; what a table does not have is at its default."""
+    differences = []
+    for name, value in sorted(now.items()):
+        before = then.get(name, FIELDS[name].default)
+        if name not in MAY_CHANGE and _plain(before) != _plain(value):
+            differences.append(f"{name} was {_plain(before)}, is now {_plain(value)}")
+    return differences
+
+
+def _plain(value: Any) -> Any:
+    """A value as TOML gives it back."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _is_here(device: Any) -> bool:
+    try:
+        choose_device(str(device))
+    except UserError:
+        return False
+    return True

@@ -1,0 +1,72 @@
+"""The state of a run <-> the files of a checkpoint: all that decides how training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from slm.config import UserError
+from slm.storage import checkpoint, files
+from slm.training.clock import Clock
+from slm.training.device import random_state, set_random_state
+from slm.training.packing import copied, copy_weights, pack_model
+from slm.training.resume import BEST, MODEL, STATE
+
+if TYPE_CHECKING:
+    from slm.training.loop import Trainer
+
+_COUNTS = ("step", "tokens_seen", "bad_steps", "micro_batch_size")
+
+
+def checkpoint_of(trainer: Trainer, weights: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the files of a checkpoint hold, by name, and what its manifest tells; tensors are copies.
+
+    weights: those of this step, which nobody changes any more. The place in the data is the step: it need not be kept.
+    """
+    best, machine = trainer.history.best, trainer.machine
+    metrics = best if best and trainer.is_best else {"step": trainer.step, "epoch": trainer.epoch}
+    state = {
+        **{name: getattr(trainer, name) for name in _COUNTS},
+        "losses": list(trainer.losses),
+        "skipped_steps": trainer.history.skipped_steps,
+        "best": dict(best) if best else None,
+        "optimizer": copied(trainer.optimizer.state_dict()),
+        "scaler": trainer.scaler.state_dict(),
+        "random": random_state(machine.device),
+        "elapsed_seconds": trainer.clock.elapsed_seconds(),
+    }
+    contents = {MODEL: pack_model(trainer.model, weights, trainer.tokenizer, metrics), STATE: state}
+    if best and not trainer.is_best:
+        contents[BEST] = pack_model(trainer.model, trainer.best_weights, trainer.tokenizer, best)
+    choices = {"device": str(machine.device), "precision": machine.precision, "threads": machine.threads}
+    choices["micro_batch_size"] = trainer.micro_batch_size
+    about = {"status": trainer.status, "total_steps": trainer.total_steps, "choices": choices}
+    return contents, {**about, "best_step": best["step"] if best else None}
+
+
+def restore(trainer: Trainer) -> None:
+    """Brings a trainer to the state of the checkpoint that its folder goes on from, if there is one."""
+    folder = trainer.folder
+    saved = folder.previous.checkpoint if folder and folder.previous else None
+    if folder is None or saved is None:
+        return
+    state, packed = (checkpoint.load_file(files.join(saved, name)) for name in (STATE, MODEL))
+    history, device = trainer.history, trainer.machine.device
+    try:
+        trainer.model.load_state_dict(packed["model"])
+        trainer.optimizer.load_state_dict(state["optimizer"])
+        trainer.scaler.load_state_dict(state["scaler"])
+        set_random_state(device, state["random"])
+        for name in _COUNTS:
+            setattr(trainer, name, state[name])
+        trainer.losses = list(state["losses"])
+        trainer.clock = Clock(state["elapsed_seconds"], trainer.tokens_seen)
+        history.skipped_steps, history.best, history.records = state["skipped_steps"], state["best"], folder.records()
+        history.resumed_from = trainer.step
+        if history.best:
+            best = packed if trainer.is_best else checkpoint.load_file(files.join(saved, BEST))
+            trainer.best_weights = copy_weights(best["model"], lambda tensor: tensor.to(device))
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise UserError(f"{saved} does not fit this model: {error}. Add --overwrite to begin anew.") from error
