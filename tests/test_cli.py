@@ -7,16 +7,19 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import SMALL
 
 import slm
 from slm.cli import generate, train
-from slm.storage import files
+from slm.cli.arguments import Interruption
+from slm.storage import checkpoint_folder, files
 from slm.training import background
 from slm.training.remote import RemoteRun
 
@@ -107,6 +110,29 @@ def test_a_signal_stops_after_the_step_saves_and_tells(
     loaded = slm.load(tmp_path / "run")
     assert 0 < loaded.step < 1000000
     assert f"stopped after step {loaded.step:,} of" in output or f"the best, of step {loaded.step}," in output
+
+
+@pytest.mark.filterwarnings("ignore:only 12 steps")
+def test_a_second_signal_waits_for_nothing(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk, handlers = threading.Event(), dict[int, Callable[..., None]]()
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    monkeypatch.setattr(checkpoint_folder, "write", lambda *_: disk.wait(60))
+    interruption = Interruption()
+
+    def press_twice(record: dict[str, Any]) -> None:
+        if record["step"] == 10:
+            for _ in range(2):
+                handlers[signal.SIGINT](signal.SIGINT, None)
+
+    try:
+        with pytest.raises(SystemExit) as caught:
+            slm.train([text], model_dir=tmp_path, should_stop=interruption.should_stop, on_log=press_twice, **SMALL)
+        assert caught.value.code == 130
+        assert "goes on from the newest checkpoint" in capsys.readouterr().err
+    finally:
+        disk.set()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminal")

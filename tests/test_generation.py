@@ -334,3 +334,9 @@ def test_choosing_leaves_the_logits_alone() -> None:
     kept = logits.clone()
     choose_next_token(logits, 0.5, 3, seeded())
     assert torch.equal(logits, kept)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_scores_that_are_no_numbers_are_told_and_not_drawn_from(temperature: float) -> None:
+    with pytest.raises(UserError, match="no finite numbers"):
+        choose_next_token(torch.tensor([0.0, math.nan]), temperature, None, torch.Generator())

@@ -476,3 +476,9 @@ def test_a_tokenizer_without_an_end_token_says_so_and_encodes() -> None:
     tokenizer = Tokenizer(backend)
     assert tokenizer.end_id is None
     assert tokenizer.encode("a b") == [0, 1]
+
+
+def test_a_tokenizer_that_cannot_encode_a_text_says_so() -> None:
+    tokenizer = Tokenizer(tokenizers.Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="?")))
+    with pytest.raises(UserError, match="cannot encode this text"):
+        tokenizer.encode("c")

@@ -143,3 +143,10 @@ def test_files_larger_than_what_may_be_copied(tmp_path: Path, monkeypatch: pytes
 def test_tokens_are_read_without_torch() -> None:
     code = "import slm.data.tokens, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_id_that_no_vocabulary_has_is_told_when_it_is_read() -> None:
+    tokens = Tokens([np.array([1, 2, 9, 3])], vocab_size=9)
+    assert tokens.windows(np.array([0]), 2).tolist() == [[1, 2]]
+    with pytest.raises(UserError, match=r"the id 9.*--recheck"):
+        tokens.windows(np.array([1]), 2)

@@ -7,6 +7,8 @@ import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,10 +21,12 @@ from slm.data.tokens import Tokens
 from slm.metrics.evaluate import evaluate
 from slm.model.loss import WithLoss
 from slm.model.transformer import LanguageModel
+from slm.training import loop
 from slm.training.device import Machine, seeded
 from slm.training.loop import MAX_BAD_STEPS, History, train_and_evaluate
 from slm.training.optimizer import learning_rate_at, make_optimizer
 from slm.training.step import StepResult, train_step
+from slm.verify import first_difference, kept_by
 
 CPU = torch.device("cpu")
 TINY = ModelConfig(vocab_size=11, embed_dim=16, num_heads=2, num_layers=1, hidden_dim=32, max_seq_len=8)
@@ -489,3 +493,24 @@ class Wraps(Bigram):
 def test_a_model_without_a_vocabulary_takes_what_it_likes() -> None:
     dataset = with_id(50256, "tokens")
     assert train_and_evaluate(Wraps(), dataset, dataset, make_config(max_steps=1)).status == "finished"
+
+
+@pytest.mark.parametrize("few", [2, 7, 11])
+def test_an_evaluation_cut_short_by_a_request_to_stop_is_made_when_the_run_goes_on(
+    few: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(folder: str, **others: Any) -> History:
+        config = make_config(max_steps=4, eval_every=2, micro_batch_size=1)
+        return train_and_evaluate(
+            make_model(), make_data(), make_data(100), config, model_dir=tmp_path / folder, **others
+        )
+
+    unbroken, ticks, asked = run("whole"), itertools.count(step=2), itertools.count(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(ticks)))  # a second passes at each look
+        first = run("parts", should_stop=lambda: next(asked) > few)
+    assert first.status == "interrupted"
+    history = run("parts")
+    assert history.resumed_from == first.step
+    assert first_difference(kept_by(str(tmp_path / "whole")), kept_by(str(tmp_path / "parts"))) is None
+    assert [r["step"] for r in history.records] == [r["step"] for r in unbroken.records]

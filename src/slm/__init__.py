@@ -26,6 +26,7 @@ _HOMES = {
     "load": "slm.run",
     "stream": "slm.run",
     "train": "slm.run",
+    "verify_resume": "slm.verify",
 }
 _ROOMS = ("config", "data", "metrics", "model", "storage", "training")
 

@@ -14,6 +14,7 @@ from slm.model.loss import WithLoss as WithLoss, next_token_loss as next_token_l
 from slm.model.transformer import LanguageModel as LanguageModel
 from slm.run import Run as Run, load as load, stream as stream
 from slm.training.loop import History as History, train_and_evaluate as train_and_evaluate
+from slm.verify import verify_resume as verify_resume
 from slm.training.loop import Record
 
 def train(

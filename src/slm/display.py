@@ -62,7 +62,7 @@ class Display:
             why = "no evaluation gave a finite loss" if history.records else "no step was done"
             self.print(f"No model was kept: {why}.")
             return
-        last = history.records[-1]["step"]
+        last = history.step
         ended = {"finished": "finished", "interrupted": "stopped", "diverged": "stopped early"}[history.status]
         which = "" if metrics["step"] == last else f"; the best, of step {metrics['step']}, is kept"
         resumable = f"; the same command goes on from step {last:,}" if ended == "stopped" and path else ""

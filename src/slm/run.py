@@ -269,7 +269,13 @@ def _train(
         )
     run.metrics = dict(run.history.best or {})
     if folder:
+        with display.working() as on_progress:
+            if folder.remote:
+                on_progress(f"sending what is left to {folder.path}", 0, None)
+            folder.finish(interrupted=run.history.status == "interrupted")
         run.save_error, run.upload_error = folder.save_error, folder.upload_error
+        for error in folder.errors:
+            warnings.warn(error, stacklevel=2)
     _finish(run, display, data, settings.options.model_dir)
     return run
 
@@ -356,7 +362,7 @@ def _finish(run: Run, display: Display, data: PreparedData, model_dir: str | Non
     """The sample, where the model is, and what went wrong."""
     history = run.history
     assert history is not None
-    if run.metrics and run.tokenizer:
+    if run.metrics and run.tokenizer and history.status != "interrupted":  # who stops a run wants it to end
         # Only where documents were told apart has the model learned how one begins.
         prompt = "" if data.many_documents else "\n"
         display.sample(run.generate(prompt, max_new_tokens=_SAMPLE_TOKENS, seed=0).strip())

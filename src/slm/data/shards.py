@@ -125,7 +125,7 @@ class ShardRows(Rows):
     def _resume(self) -> None:
         remove_temporary(self.folder)
         state = read_mark(self.folder)
-        if state.get("made_from") != self.made_from:
+        if state.get("made_from") != self.made_from or not set(_STATE) <= set(state):
             return
         for name in _STATE:
             setattr(self, name, state[name])

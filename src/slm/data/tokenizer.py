@@ -6,7 +6,7 @@ import json
 import re
 from array import array
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import tokenizers
@@ -56,10 +56,8 @@ class Tokenizer:
             if largest >= MOST_IDS:
                 raise ValueError(f"its largest token id is {largest}, and must be below {MOST_IDS}")
             return cls(backend)
-        except BaseException as error:  # what `tokenizers` raises has no narrower name, and a panic is no Exception
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise
-            raise UserError(f"{name} is not a Hugging Face tokenizer.json: {error!s:.300}.") from error
+        except BaseException as error:
+            _explain(error, f"{name} is not a Hugging Face tokenizer.json")
 
     def to_json(self) -> str:
         """The whole tokenizer as the text of a Hugging Face tokenizer.json."""
@@ -85,7 +83,10 @@ class Tokenizer:
 
         All are encoded when this returns; taking them from it is what is left to do, on whatever thread takes them.
         """
-        return map(_ids, self.backend.encode_batch_fast(pieces, add_special_tokens=False))
+        try:
+            return map(_ids, self.backend.encode_batch_fast(pieces, add_special_tokens=False))
+        except BaseException as error:
+            _explain(error, "The tokenizer cannot encode this text")
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids, without special tokens."""
@@ -235,3 +236,10 @@ def _next_cut(text: str, start: int, cuts: re.Pattern[str] | None) -> int | None
         if cut and start < cut.start() <= longest:
             return cut.start()
     return longest if len(text) > longest else None
+
+
+def _explain(error: BaseException, what: str) -> NoReturn:
+    """Raises a UserError in place of what `tokenizers` raised, which has no narrower name; a panic is no Exception."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+    raise UserError(f"{what}: {error!s:.300}.") from error

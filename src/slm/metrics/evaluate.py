@@ -6,6 +6,7 @@ Shapes: B windows in a batch, T positions, V vocab_size.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -28,12 +29,13 @@ def evaluate(
     batch_size: int = 32,
     bytes_per_token: Tensor | None = None,
     autocast: AbstractContextManager[Any] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """val_loss (nats per token), val_accuracy (0-1) and val_perplexity over every target of the dataset.
 
     With bytes_per_token (V,), also val_bits_per_byte: all nats, in bits, over all bytes predicted, so that models with
     different tokenizers compare. Items are read in order and nothing is drawn at random. The model is left in the
-    mode it was in, on the device it was on.
+    mode it was in, on the device it was on. should_stop is asked before each batch; where it says so, {} is returned.
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     was_training = model.training
@@ -41,6 +43,8 @@ def evaluate(
     nats, correct, count, num_bytes = 0.0, 0, 0, 0
     try:
         for tokens, targets in in_order(dataset, batch_size):
+            if should_stop():
+                return {}
             tokens, targets = tokens.to(device), targets.to(device).long()
             with autocast or nullcontext():
                 logits = model(tokens).flatten(0, -2).float()  # (B*T, V)

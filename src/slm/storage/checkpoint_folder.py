@@ -19,6 +19,7 @@ from slm.storage import files
 
 MANIFEST = "manifest.json"
 FORMAT, FORMAT_VERSION = "slm checkpoint", 1
+_REPLACED = ".replaced"  # ends the name of a checkpoint while another one takes its place
 _NAME = re.compile(r"step-([0-9]{8,18})")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 _MAX_MANIFEST_BYTES, _MAX_FILES = 2**20, 100
@@ -41,6 +42,7 @@ def write(parent: str, step: int, contents: Mapping[str, Callable[[str], None]],
     is replaced. Raises StorageError.
     """
     path = os.path.join(parent, name_of(step))
+    replaced = f"{path}{_REPLACED}"
     with files.explaining(path, "write"):
         os.makedirs(parent, exist_ok=True)
         temporary = os.path.join(parent, f".slm-{os.urandom(6).hex()}{files.TEMPORARY_SUFFIX}")
@@ -54,10 +56,15 @@ def write(parent: str, step: int, contents: Mapping[str, Callable[[str], None]],
             manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, **about, "step": step, "files": described}
             files.write_bytes(os.path.join(temporary, MANIFEST), json.dumps(manifest, indent=1).encode())
             files.flush(temporary)
-            remove(path)
+            if os.path.exists(path):  # of the two renames a kill may leave the first, which `sweep` takes back
+                remove(replaced)
+                os.rename(path, replaced)
             os.rename(temporary, path)
+            remove(replaced)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
+            if os.path.exists(replaced) and not os.path.exists(path):
+                os.rename(replaced, path)
             raise
         files.flush(parent)
     return path
@@ -100,7 +107,11 @@ def verify(path: str) -> dict[str, Any]:
 
     A disk that cannot be read is a StorageError.
     """
-    told = os.path.join(path, MANIFEST)
+    with files.explaining(path, "read"):
+        return _verify(path, os.path.join(path, MANIFEST))
+
+
+def _verify(path: str, told: str) -> dict[str, Any]:
     if not os.path.isfile(told):
         raise UserError(f"{path} was never completed: {MANIFEST} is missing.")
     if os.path.getsize(told) > _MAX_MANIFEST_BYTES:
@@ -134,7 +145,7 @@ def newest(parent: str) -> tuple[str | None, dict[str, Any], list[str]]:
 def remove(path: str) -> None:
     """Afterwards there is no such checkpoint; a kill on the way leaves one that nobody takes for complete."""
     files.remove(os.path.join(path, MANIFEST))
-    with contextlib.suppress(FileNotFoundError):
+    with files.explaining(path, "remove"), contextlib.suppress(FileNotFoundError):
         shutil.rmtree(path)
 
 
@@ -146,7 +157,14 @@ def prune(parent: str, keep: Collection[int]) -> None:
 
 
 def sweep(parent: str) -> None:
-    """Removes what killed processes left of checkpoints that they were writing."""
+    """Removes what killed processes left of checkpoints that they were writing, and brings back what they replaced."""
     for name in files.list_names(parent):
+        path = os.path.join(parent, name)
+        if name.endswith(_REPLACED):
+            with files.explaining(path, "rename"):
+                if os.path.exists(path.removesuffix(_REPLACED)):
+                    remove(path)
+                else:
+                    os.rename(path, path.removesuffix(_REPLACED))
         if name.startswith(".slm-") and name.endswith(files.TEMPORARY_SUFFIX):
             shutil.rmtree(os.path.join(parent, name), ignore_errors=True)

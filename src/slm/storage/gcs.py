@@ -268,6 +268,8 @@ def _send(blob: Any, local_path: str, generation: int) -> int:
     except ValueError as error:
         # The server may keep only the first part of a chunk. The client cannot go on from there.
         raise from_http_status(_GONE, f"the upload broke off: {error}") from error  # type: ignore[no-untyped-call]
+    if blob._properties.get("name") != blob.name:  # the checksum is that of the bytes alone
+        raise from_http_status(_GONE, "the name was damaged on the way")  # type: ignore[no-untyped-call]
     return int(blob.generation)
 
 

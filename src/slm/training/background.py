@@ -130,7 +130,8 @@ class Uploader:
                 self._sending = None
                 self._passes += ending
                 self.error, self._sent = error, self._sent if error else step
-                if error and not (self._ending and self._passes >= LAST_PASSES):
+                # An end that came during the pass has notified nobody: no wait then.
+                if error and ending == self._ending and not (ending and self._passes >= LAST_PASSES):
                     self._changed.wait(min(wait, FIRST_WAIT_SECONDS * LAST_PASSES) if ending else wait)
             wait = min(2 * wait, LONGEST_WAIT_SECONDS) if error else FIRST_WAIT_SECONDS
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ class History:
     best: Record | None = None
     status: str = "finished"  # or "interrupted" or "diverged"
     message: str = ""  # why it ended before its last step, and what to do
+    step: int = 0  # the last one done
     skipped_steps: int = 0  # for a loss or gradient that was no finite number
     resumed_from: int = 0  # the step of the checkpoint that the run went on from
 
@@ -68,9 +70,10 @@ def train_and_evaluate(
     model: any module from tokens (B, T) to logits (B, T, V). Datasets: items of (tokens (T,), targets (T,)), with
     IGNORE_INDEX in targets that do not count. tokenizer: adds val_bits_per_byte and is saved along. model_dir: a
     folder or URL for model.pt, metrics.jsonl, config.toml and checkpoints; None writes nothing. An unfinished run that
-    is there is gone on with, from its newest checkpoint. on_log is given each record of metrics.jsonl. should_stop is
-    asked before each step; Ctrl-C (KeyboardInterrupt) stops too. Raises UserError and OSError before the first step
-    where settings or folder are at fault.
+    is there is gone on with, from its newest checkpoint. A RunFolder is to be finished by the caller. on_log is given
+    each record of metrics.jsonl. should_stop is asked before each step, and about once a second in an evaluation;
+    Ctrl-C (KeyboardInterrupt) stops too. Raises UserError and OSError before the first step where settings or folder
+    are at fault.
     """
     config = config or TrainConfig()
     batches = Batches(train_dataset, config.batch_size, config.seed)
@@ -89,15 +92,16 @@ def train_and_evaluate(
             made_with = {**versions(), "data_fingerprint": data}
             folder.check(resolved, made_with)
             folder.begin(asked, resolved, made_with)
-        trainer = Trainer(model, batches, val_dataset, config, machine, tokenizer, folder, on_log)
+        trainer = Trainer(model, batches, val_dataset, config, machine, tokenizer, folder, on_log, should_stop)
         with machine.with_threads(), seeded(machine.device, stream_seed("training", config.seed)):
             restore(trainer)
-            trainer.train(should_stop or (lambda: False))
-        if folder:
+            trainer.train()
+        if trainer.history.message:
+            warnings.warn(trainer.history.message, stacklevel=2)
+        if folder and folder is not model_dir:
             folder.finish(interrupted=trainer.history.status == "interrupted")
-        for trouble in (trainer.history.message, *(folder.errors if folder else ())):
-            if trouble:
-                warnings.warn(trouble, stacklevel=2)
+            for error in folder.errors:
+                warnings.warn(error, stacklevel=2)
     return trainer.history
 
 
@@ -127,10 +131,12 @@ class Trainer:
         tokenizer: Tokenizer | None,
         folder: RunFolder | None,
         on_log: Callable[[Record], None] | None,
+        should_stop: Callable[[], bool] | None,
     ) -> None:
         self.model, self.batches, self.val_dataset = model, batches, val_dataset
         self.config, self.machine, self.tokenizer = config, machine, tokenizer
-        self.folder, self.on_log = folder, on_log
+        self.folder, self.on_log, self.should_stop = folder, on_log, should_stop or (lambda: False)
+        self.asked_at = 0.0  # when should_stop was asked last
         self.total_steps = config.max_steps or 0
         self.micro_batch_size = config.micro_batch_size or config.batch_size
         self.with_loss = WithLoss(model)
@@ -143,7 +149,7 @@ class Trainer:
         self.tokens_seen = 0
         self.losses: list[float] = []  # since the last log
         self.bad_steps = 0  # in a row
-        self.save_is_due = False
+        self.evaluation_is_due = self.save_is_due = False
         self.clock = Clock()
 
     @property
@@ -155,6 +161,12 @@ class Trainer:
     def is_best(self) -> bool:
         """True where the best evaluation so far is that of the last step."""
         return self.history.best is not None and self.history.best["step"] == self.step
+
+    @property
+    def is_evaluated(self) -> bool:
+        """True where there is nothing to evaluate since the last evaluation."""
+        evaluations = self.history.evaluations
+        return not self.step or bool(evaluations and evaluations[-1]["step"] == self.step)
 
     @property
     def out_of_patience(self) -> bool:
@@ -169,22 +181,23 @@ class Trainer:
         ended = self.history.status != "finished" or self.step >= self.total_steps or self.out_of_patience
         return self.history.status if ended else "running"
 
-    def train(self, should_stop: Callable[[], bool]) -> None:
+    def train(self) -> None:
         """All steps and evaluations, until the last step, a request to stop, or a loss that is no number."""
         self.model.train()
-        is_whole = True  # False while a step is under way, with all that belongs to it
+        is_whole = True  # False while a step is under way
         try:
+            if self.evaluation_is_due:  # the run was interrupted in it
+                self.evaluate()
             for is_epoch_end, tokens, targets in self.steps():
-                if should_stop():
-                    self.history.status = "interrupted"
+                if self.history.status != "finished" or self.is_asked_to_stop():
                     break
                 is_whole = False
                 self.run_step(tokens, targets)
+                is_whole = True
                 if self.history.status == "diverged":
                     break
                 if is_epoch_end or self.step % self.config.eval_every == 0:  # type: ignore[operator]
                     self.evaluate()
-                is_whole = True
                 if self.out_of_patience:
                     self.history.message = (
                         f"stopped early: val_loss has not been better for {self.config.patience} evaluations "
@@ -192,22 +205,30 @@ class Trainer:
                     )
                     break
                 self.save_if_due()
+            if self.history.status != "interrupted" and not self.is_evaluated:
+                self.evaluate()
         except KeyboardInterrupt:  # the stop button of a notebook; commands install a handler and never get here
             self.history.status = "interrupted"
         self.end(is_whole)
 
+    def is_asked_to_stop(self) -> bool:
+        """True once should_stop says so; the run is interrupted then."""
+        self.asked_at = time.monotonic()
+        if self.should_stop():
+            self.history.status = "interrupted"
+        return self.history.status == "interrupted"
+
     def end(self, is_whole: bool) -> None:
-        """The last evaluation and checkpoint; the model gets its best weights."""
-        saved = False
-        if self.history.status == "interrupted" and is_whole and self.folder and self.step:
-            self.save()  # at once, for whoever sent a signal may not wait for long
-            saved = True
-        evaluated = self.history.evaluations and self.history.evaluations[-1]["step"] == self.step
-        # A run that is gone on with must not hold an evaluation that the unbroken one would not make.
-        if self.step and not evaluated and not (saved and self.history.best):
-            self.evaluate()
-        if self.history.status != "interrupted":
+        """The last checkpoint; the model gets its best weights."""
+        self.history.step = self.step
+        if is_whole:
             self.save()
+        else:  # what is left of a step that was broken off is for memory alone
+            self.folder = None
+        # After the checkpoint: whoever sent a signal may not wait for long, and a run that is gone on with must not
+        # hold an evaluation that the unbroken one would not make.
+        if not self.is_evaluated and not (self.folder and self.history.best):
+            self.evaluate()
         if self.history.best and not self.is_best:
             self.model.load_state_dict(self.best_weights)
         self.model.eval()
@@ -292,7 +313,11 @@ class Trainer:
         self.losses.clear()
 
     def evaluate(self) -> None:
-        """Records the metrics over the validation data; the best weights so far are kept and saved."""
+        """Records the metrics over the validation data; the best weights so far are kept and saved.
+
+        Of a running training, a request to stop cuts it short; the run then begins with it when it is gone on with.
+        """
+        self.evaluation_is_due, running = True, self.history.status == "finished"
         with self.clock.paused():
             metrics = evaluate(
                 self.model,
@@ -300,7 +325,10 @@ class Trainer:
                 batch_size=evaluation_batch_size(self.micro_batch_size, _window(self.val_dataset)),
                 bytes_per_token=self.bytes_per_token,
                 autocast=self.machine.autocast(),
+                should_stop=lambda: running and time.monotonic() > self.asked_at + 1 and self.is_asked_to_stop(),
             )
+            if not metrics:
+                return
             record = {
                 "step": self.step,
                 "epoch": self.epoch,
@@ -313,6 +341,7 @@ class Trainer:
             if is_best:
                 self.history.best = record
                 self.best_weights = copy_weights(self.model.state_dict(), torch.clone)
+            self.evaluation_is_due = False
             self.record(record)
             if is_best and self.folder:
                 if self.folder.step is None:  # a model.pt is never without a checkpoint to go on from
@@ -330,8 +359,8 @@ class Trainer:
                 self.on_log(record)
 
     def save_if_due(self) -> None:
-        """Asks for a checkpoint when it is time and the one before is written."""
-        if self.folder:
+        """Asks for a checkpoint when it is time and the one before is written; the last one comes at the end."""
+        if self.folder and self.step < self.total_steps:
             every = self.folder.save_every
             self.save_is_due |= self.step % every == 0 if every else self.folder.due
             if self.save_is_due and not self.folder.busy:
@@ -340,11 +369,14 @@ class Trainer:
     def save(self) -> None:
         """Asks for a checkpoint of this step: training waits only until its tensors are copied."""
         self.save_is_due = False
-        if self.folder and self.folder.step != self.step:
+        folder = self.folder
+        if not folder or not self.step:
+            return
+        if folder.step != self.step or (self.status, folder.status) == ("finished", "interrupted"):
             weights = self.best_weights if self.is_best else copy_weights(self.model.state_dict(), torch.clone)
             # Where the weights have gone bad, the last good state is in an earlier checkpoint.
             if not self.bad_steps or all(tensor.isfinite().all() for tensor in weights.values()):
-                self.folder.save(self.step, *checkpoint_of(self, weights))
+                folder.save(self.step, *checkpoint_of(self, weights))
 
 
 def _window(dataset: Dataset[Any]) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 from slm.config import FIELDS, DataConfig, TrainConfig, UserError
 from slm.settings import read_table, read_toml
+from slm.storage import checkpoint as tensor_file
 from slm.storage import checkpoint_folder, files
 from slm.training.device import choose_device
 
@@ -51,9 +52,33 @@ class Previous:
         return int(self.manifest.get("step", 0))
 
     @property
+    def best(self) -> str | None:
+        """The path of the best weights so far in the checkpoint, None where there are none."""
+        step = self.manifest.get("best_step")
+        if self.checkpoint is None or step is None:
+            return None
+        return os.path.join(self.checkpoint, MODEL if step == self.step else BEST)
+
+    @property
     def choices(self) -> dict[str, Any]:
         """What the run had chosen when the checkpoint was written."""
         return {**self.resolved, **self.manifest.get("choices", {})}
+
+    def is_complete(self) -> bool:
+        """False where metrics.jsonl or model.pt is behind the checkpoint, as after a full disk.
+
+        At a URL they are sent from the checkpoint.
+        """
+        if files.is_remote(self.path):
+            return True
+        metrics, model = (os.path.join(self.path, name) for name in (METRICS, MODEL))
+        told = self.manifest.get("files", {}).get(METRICS, {"size": 0})
+        if not os.path.exists(metrics) or os.path.getsize(metrics) < told["size"]:
+            return False
+        try:
+            return self.best is None or tensor_file.load_file(model)["metrics"]["step"] == self.manifest["best_step"]
+        except (UserError, OSError, LookupError, TypeError):  # it is not there, damaged, or another one
+            return False
 
     def told(self) -> str:
         """From where the run goes on, in words."""
@@ -66,10 +91,12 @@ class Previous:
         for name in ("warmup_steps", "eval_every"):
             if getattr(config, name) is None and name not in self.asked:
                 kept[name] = choices.get(name)
-        names = [*(_MEASURED if _is_here(choices.get("device")) else ()), "micro_batch_size"]
-        for name in names:
+        for name in _MEASURED if _is_here(choices.get("device")) else ():
             if getattr(config, name) in (None, "auto") and choices.get(name) is not None:
                 kept[name] = choices[name]
+        size, size_then = choices.get("micro_batch_size"), self.resolved.get("micro_batch_size")
+        if size and config.micro_batch_size in (None, size_then):
+            kept["micro_batch_size"] = min(size, config.micro_batch_size or size)  # memory allowed no more
         return dataclasses.replace(config, **kept)
 
     def check_early(self, values: Mapping[str, Any]) -> None:
@@ -92,8 +119,7 @@ class Previous:
         steps, steps_then = resolved["max_steps"], self.resolved.get("max_steps", 0)
         if steps < steps_then:
             self._refuse_others([f"the run had {steps_then:,} steps, now {steps:,}: it can be longer, not shorter"])
-        if steps == steps_then:
-            self._refuse_if_ended()
+        self._refuse_if_ended(longer=steps > steps_then)
         now = {name: resolved[name] for name in MAY_CHANGE if name in resolved}
         told = [
             f"{name} was {then}, is now {now[name]}: {MAY_CHANGE[name]}."
@@ -108,11 +134,17 @@ class Previous:
         ]
         return told
 
-    def _refuse_if_ended(self) -> None:
-        if self.manifest.get("total_steps", 0) < self.resolved.get("max_steps", 0):
-            return  # it was made longer, and stopped before the next step
-        status = self.manifest.get("status")
-        if status == "finished":
+    def _refuse_if_ended(self, *, longer: bool = False) -> None:
+        status, total_steps = self.manifest.get("status"), self.manifest.get("total_steps", 0)
+        if status == "finished" and self.step < total_steps:
+            raise UserError(
+                f"{self.path} already holds a run, which its patience ended at step {self.step:,}; it would end there "
+                "with more steps, too. Choose another --model_dir, or add --overwrite, which moves that run aside to "
+                "a folder previous-1 in it."
+            )
+        # Made longer before, it may have been stopped before the next step.
+        at_the_end = status == "finished" and not longer and total_steps >= self.resolved.get("max_steps", 0)
+        if at_the_end and self.is_complete():
             raise UserError(
                 f"{self.path} already holds a run, which finished at step {self.step:,}. To train it further, raise "
                 "--epochs or --max_steps; to begin anew, choose another --model_dir, or add --overwrite, which moves "

@@ -17,7 +17,7 @@ from slm.storage import checkpoint, checkpoint_folder, files
 from slm.storage.cached import cache_folder, key_of
 from slm.training.background import Uploader, Worker
 from slm.training.remote import RemoteRun
-from slm.training.resume import BEST, CHECKPOINTS, CONFIG, METRICS, MODEL, RUN_FILES, Previous, find_previous
+from slm.training.resume import CHECKPOINTS, CONFIG, METRICS, MODEL, RUN_FILES, Previous, find_previous
 
 SAVE_SECONDS = 180.0  # between checkpoints, unless save_every counts steps
 _LOCK = ".slm.lock"
@@ -55,9 +55,11 @@ class RunFolder:
         self.upload_error: str | None = None  # what did not arrive at the URL
         self.save_error: str | None = None  # what is not even on this disk
         self.step: int | None = None  # of the newest checkpoint that was asked for
-        self._committed: list[int] = []  # steps of checkpoints that are known to be whole
+        self.status = ""  # of the run, in that checkpoint
+        self._committed: list[int] = []  # steps of checkpoints, the newest of which is known to be whole
         self._lines: list[str] = []  # of metrics.jsonl
         self._lines_written, self._bytes_written = 0, 0
+        self._model: dict[str, Any] | None = None  # what model.pt does not hold yet
         self._trouble: dict[str, str] = {}  # by what was to be saved
         self._told: set[str] = set()
         self._origin: dict[str, Any] = {}  # the tables of config.toml, stored in model.pt too
@@ -116,6 +118,7 @@ class RunFolder:
                 f"{self.path} already holds a run. Choose another --model_dir, or add --overwrite, which moves "
                 "that run aside to a folder previous-1 in it."
             )
+        checkpoint_folder.sweep(self._local(CHECKPOINTS))
         passed_over = self.remote.fetch() if self.remote else []
         previous = find_previous(self.path, self.local)
         previous.passed_over[:0] = passed_over
@@ -155,7 +158,6 @@ class RunFolder:
         path = self._local(CONFIG)
         if not os.path.exists(path) or files.read_bytes(path) != config:
             files.write_bytes(path, config)
-        checkpoint_folder.sweep(self._local(CHECKPOINTS))
         saved = self.previous.checkpoint if self.previous else None
         if saved:
             self._restore(saved)
@@ -177,17 +179,14 @@ class RunFolder:
         assert self.previous
         text = files.read_bytes(os.path.join(saved, METRICS))
         files.write_bytes(self._local(METRICS), text)
-        self._lines = text.decode().splitlines(keepends=True)
+        self._lines = text.decode(errors="replace").splitlines(keepends=True)
         self._lines_written, self._bytes_written = len(self._lines), len(text)
-        best = self.previous.manifest.get("best_step")
-        if best is not None:
-            source = os.path.join(saved, MODEL if best == self.previous.step else BEST)
-            if not os.path.exists(self._local(MODEL)) or files.fingerprint(source) != files.fingerprint(
-                self._local(MODEL)
-            ):
-                files.download(source, self._local(MODEL))
-        self.step = self.previous.step
-        self._committed = [self.previous.step]
+        best, model = self.previous.best, self._local(MODEL)
+        if best and not (os.path.exists(model) and files.fingerprint(best) == files.fingerprint(model)):
+            files.download(best, model)
+        self.step, self.status = self.previous.step, self.previous.manifest.get("status", "")
+        there = checkpoint_folder.steps_of(files.list_names(self._local(CHECKPOINTS)))
+        self._committed = sorted(step for step in there if step <= self.step)
 
     def records(self) -> list[dict[str, Any]]:
         """What metrics.jsonl holds at the start; a null in it was no finite number."""
@@ -198,17 +197,14 @@ class RunFolder:
         """Adds a line to metrics.jsonl; numbers that JSON lacks (NaN, infinity) become null."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         self._lines.append(json.dumps(finite) + "\n")
-        path = self._local(METRICS)
-        text = "".join(self._lines[self._lines_written :]).encode()
-        try:
-            with files.explaining(path, "write"), open(path, "ab") as file:
-                file.truncate(self._bytes_written)  # without the part of a line that a full disk took
-                file.write(text)
-        except files.StorageError as error:
-            self._trouble[METRICS] = str(error)
-        else:
-            self._lines_written, self._bytes_written = len(self._lines), self._bytes_written + len(text)
-            self._trouble.pop(METRICS, None)
+        self._try(METRICS, self._write_lines)
+
+    def _write_lines(self) -> None:
+        path, text = self._local(METRICS), "".join(self._lines[self._lines_written :]).encode()
+        with files.explaining(path, "write"), open(path, "ab") as file:
+            file.truncate(self._bytes_written)  # without the part of a line that a full disk took
+            file.write(text)
+        self._lines_written, self._bytes_written = len(self._lines), self._bytes_written + len(text)
 
     @property
     def begun(self) -> bool:
@@ -232,7 +228,7 @@ class RunFolder:
 
     def save(self, step: int, contents: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any]) -> None:
         """Has a checkpoint written of these dicts, which nobody changes any more, by the names of their files."""
-        self.step, self._saved_at = step, time.monotonic()
+        self.step, self.status, self._saved_at = step, about["status"], time.monotonic()
         lines = self._lines[:]
         models = {name: {**content, **self._origin} for name, content in contents.items()}
 
@@ -245,22 +241,35 @@ class RunFolder:
             if self._uploader:
                 self._uploader.send(step)
             in_use = self._uploader.in_use if self._uploader else set()
-            checkpoint_folder.prune(folder, {*self._committed[-self.keep_last :], *in_use})
+            keep = {*self._committed[-self.keep_last :], *in_use}
+            self._try("older checkpoints", lambda: checkpoint_folder.prune(folder, keep))
 
-        self._writer.do(lambda: self._try(CHECKPOINTS, write))
+        def write_or_forget() -> None:
+            if not self._try(CHECKPOINTS, write) and self.step == step:
+                self.step = self._committed[-1] if self._committed else None  # so that it may be asked for again
+
+        self._writer.do(write_or_forget)
+        if MODEL in self._trouble:
+            self._writer.do(self._write_model)
 
     def save_model(self, packed: Mapping[str, Any]) -> None:
-        """Has model.pt written."""
-        content = {**packed, **self._origin}
-        self._writer.do(lambda: self._try(MODEL, lambda: checkpoint.save_file(self._local(MODEL), content)))
+        """Has model.pt written; where that fails, again at each save."""
+        self._model = {**packed, **self._origin}
+        self._writer.do(self._write_model)
 
-    def _try(self, what: str, write: Any) -> None:
+    def _write_model(self) -> None:
+        content = self._model
+        if content and self._try(MODEL, lambda: checkpoint.save_file(self._local(MODEL), content)):
+            self._model = None if self._model is content else self._model
+
+    def _try(self, what: str, write: Any) -> bool:
         try:
             write()
         except (files.StorageError, UserError) as error:
             self._trouble[what] = str(error)
-        else:
-            self._trouble.pop(what, None)
+            return False
+        self._trouble.pop(what, None)
+        return True
 
     def poll(self) -> None:
         """Warns of trouble, once as long as it lasts. Raises StorageError where another run was first at the URL."""
@@ -282,25 +291,36 @@ class RunFolder:
     def finish(self, *, interrupted: bool = False) -> None:
         """Returns when all is written and sent; what is not is told in `save_error` and `upload_error`."""
         self._writer.wait()
-        needed = {MODEL, CHECKPOINTS} if interrupted else {MODEL}
+        if MODEL in self._trouble:
+            self._write_model()
+        if METRICS in self._trouble:
+            self._try(METRICS, self._write_lines)
+        needed = {MODEL, METRICS, CHECKPOINTS} if interrupted else {MODEL, METRICS}
         for what in sorted(needed & self._trouble.keys()):
-            newest = f"The newest checkpoint is of step {self._committed[-1]:,}; the" if self._committed else "The"
-            self.save_error = (
-                f"{self._trouble[what]} {newest} same command goes on from what is saved, once there is space."
-            )
+            newest = "There is no checkpoint to go on from."
+            if self._committed:
+                newest = f"The same command goes on from step {self._committed[-1]:,}, once there is space."
+            self.save_error = f"{self._trouble[what]} {newest}"
+        if CHECKPOINTS in self._trouble and not self.save_error:
+            warnings.warn(f"{self._trouble[CHECKPOINTS]} The model is saved, its last checkpoint is not.", stacklevel=3)
         if self.remote is None:
             return
         if self._uploader is None or not self._committed:  # a model without checkpoints, by Run.save
-            try:
-                self.remote.push(None, self.keep_last)
-            except files.StorageError as error:
-                self.upload_error = str(error)
+            if os.path.exists(self._local(MODEL)):
+                self._push_model()
         elif not self._uploader.finish(patient=not interrupted):
             self.upload_error = str(self._uploader.error or self._uploader.refusal)
         if self.upload_error:
             self.upload_error += f" The run is complete in {self.local}; the same command sends what is missing."
         elif not self.save_error:
             shutil.rmtree(self.local, ignore_errors=True)
+
+    def _push_model(self) -> None:
+        assert self.remote
+        try:
+            self.remote.push(None, self.keep_last)
+        except files.StorageError as error:
+            self.upload_error = str(error)
 
     def close(self, *, at_once: bool = False) -> None:
         """Lets go of the folder, so that another run may have it, when what is being written is whole.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from slm.config import UserError
@@ -17,7 +18,8 @@ from slm.training.resume import BEST, MODEL, STATE
 if TYPE_CHECKING:
     from slm.training.loop import Trainer
 
-_COUNTS = ("step", "tokens_seen", "bad_steps", "micro_batch_size")
+_COUNTS = ("step", "tokens_seen", "bad_steps")
+_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # that AdamW keeps of each parameter
 
 
 def checkpoint_of(trainer: Trainer, weights: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -30,6 +32,7 @@ def checkpoint_of(trainer: Trainer, weights: Mapping[str, Tensor]) -> tuple[dict
     state = {
         **{name: getattr(trainer, name) for name in _COUNTS},
         "losses": list(trainer.losses),
+        "evaluation_is_due": trainer.evaluation_is_due,
         "skipped_steps": trainer.history.skipped_steps,
         "best": dict(best) if best else None,
         "optimizer": copied(trainer.optimizer.state_dict()),
@@ -55,18 +58,52 @@ def restore(trainer: Trainer) -> None:
     state, packed = (checkpoint.load_file(files.join(saved, name)) for name in (STATE, MODEL))
     history, device = trainer.history, trainer.machine.device
     try:
+        _check(state, folder.previous.step if folder.previous else 0)
         trainer.model.load_state_dict(packed["model"])
-        trainer.optimizer.load_state_dict(state["optimizer"])
-        trainer.scaler.load_state_dict(state["scaler"])
+        _restore_moments(trainer.optimizer, **state["optimizer"])
+        if state["scaler"]:  # empty in another precision
+            trainer.scaler.load_state_dict(state["scaler"])
         set_random_state(device, state["random"])
         for name in _COUNTS:
             setattr(trainer, name, state[name])
-        trainer.losses = list(state["losses"])
+        trainer.losses, trainer.evaluation_is_due = list(state["losses"]), bool(state["evaluation_is_due"])
         trainer.clock = Clock(state["elapsed_seconds"], trainer.tokens_seen)
         history.skipped_steps, history.best, history.records = state["skipped_steps"], state["best"], folder.records()
         history.resumed_from = trainer.step
         if history.best:
             best = packed if trainer.is_best else checkpoint.load_file(files.join(saved, BEST))
+            if _shapes(best["model"]) != _shapes(packed["model"]):
+                raise ValueError(f"the weights in {BEST} are of another model")
             trainer.best_weights = copy_weights(best["model"], lambda tensor: tensor.to(device))
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise UserError(f"{saved} does not fit this model: {error}. Add --overwrite to begin anew.") from error
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{saved} does not fit this run ({why:.300}). Add --overwrite to begin anew.") from error
+
+
+def _check(state: Mapping[str, Any], step: int) -> None:
+    """Raises an error of some kind where a state cannot be one that `checkpoint_of` made at this step."""
+    counts, best = [state[name] for name in (*_COUNTS, "skipped_steps")], state["best"]
+    fine = all(type(count) is int and count >= 0 for count in counts) and state["step"] == step
+    fine = fine and type(state["losses"]) is list and type(state["scaler"]) is dict
+    fine = fine and all(type(number) is float for number in (state["elapsed_seconds"], *state["losses"]))
+    fine = fine and all(type(number) in (int, float) for number in state["scaler"].values())
+    fine = fine and (best is None or (type(best["step"]) is int and type(best["val_loss"]) is float))
+    if not fine:
+        raise ValueError(f"{STATE} is not of step {step}, or not of a run")
+
+
+def _restore_moments(
+    optimizer: torch.optim.Optimizer, state: Mapping[int, Any], param_groups: list[dict[str, Any]]
+) -> None:
+    """Gives an optimizer the moments and learning rate of a saved one; its other settings are those of the run."""
+    groups = optimizer.state_dict()["param_groups"]
+    for group, saved in zip(groups, param_groups, strict=True):
+        group["lr"] = float(saved["lr"])
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for parameter, kept in optimizer.state.items():
+        if set(kept) != _MOMENTS or any(kept[name].shape not in ((), parameter.shape) for name in _MOMENTS):
+            raise ValueError("the moments are of another optimizer")
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {name: tensor.shape for name, tensor in weights.items()}
