@@ -1,4 +1,4 @@
-"""The page "Your data": each of its commands trains on a file of that format, and each of its Python lines runs."""
+"""The docs: each command of "Your data" trains, its Python runs, and each promise of "Never lose a run" has a test."""
 
 from __future__ import annotations
 
@@ -103,3 +103,14 @@ def test_the_python_of_the_page_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         if "class Reversed" not in block:  # a longer training
             exec(block, names)
     assert Path("runs/ids/model.pt").exists()
+
+
+def test_each_promise_names_a_test_that_exists() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "never-lose-a-run.md").read_text(encoding="utf-8")
+    table = page.split("## Promises")[1].split("## A checkpoint")[0]
+    promises = [line for line in table.splitlines() if line.startswith("| ") and "`test_" in line]
+    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert len(promises) >= 30
+    assert len(promises) == len(table.strip().splitlines()) - 2
+    assert [name for name in sorted(named) if f"def {name}(" not in tests] == []

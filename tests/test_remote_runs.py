@@ -547,3 +547,18 @@ def test_two_runs_on_one_machine_are_told_apart_at_once(url: str, machine: Any, 
     slm.train(text_file, model_dir=url, on_log=once(calls, other), **SETTINGS)
     assert url in calls[0]
     assert_complete(url, unbroken)
+
+
+@pytest.mark.parametrize("url", [GS, "memory://damaged/run"])
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(
+    url: str, fake: FakeGCS, machine: Any, text_file: str, unbroken: str
+) -> None:
+    slm.train(text_file, model_dir=url, **SETTINGS)
+    steps = steps_at(url)
+    for step in steps:
+        files.write_bytes(f"{url}/checkpoints/step-{step:08}/training.pt", b"rotten")
+    machine("another machine")
+    with pytest.raises(slm.UserError, match=r"no checkpoint that can be used: .*training\.pt") as caught:
+        slm.train(text_file, model_dir=url, **SETTINGS | {"max_steps": 15})
+    assert all(f"step-{step:08}" in str(caught.value) for step in steps)
+    assert plain(slm.load(url).model.state_dict()) == plain(slm.load(unbroken).model.state_dict())

@@ -152,7 +152,8 @@ def test_a_new_checkpoint_that_does_not_read_back_prunes_nothing(
     assert path == str(tmp_path / "run" / "checkpoints" / "step-00000009")
     assert len(passed_over) == 1
     monkeypatch.undo()
-    run = slm.train([text], model_dir=tmp_path / "run", keep_last=1, **SETTINGS)
+    with pytest.warns(UserWarning, match=r"passed over a newer checkpoint: .*training\.pt has 6 bytes"):
+        run = slm.train([text], model_dir=tmp_path / "run", keep_last=1, **SETTINGS)
     assert run.history is not None
     assert run.history.resumed_from == 9
     assert steps_in(tmp_path / "run") == [12]
@@ -235,3 +236,16 @@ def test_the_weights_of_each_checkpoint_can_be_loaded(tmp_path: Path) -> None:
     for step in steps_in(tmp_path / "run"):
         assert slm.load(tmp_path / "run" / "checkpoints" / checkpoint_folder.name_of(step)).step == step
     assert run.step in (6, 12)
+
+
+def test_metrics_hold_each_line_once_whatever_a_full_disk_or_a_kill_left_there(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for _ in range(2):  # the first run ends before its first checkpoint
+        folder = RunFolder(str(tmp_path))
+        folder.begin(**BEGINNING)
+        folder.log({"step": 1})
+        with open(path, "a") as file:
+            file.write('{"st')
+        folder.log({"step": 2, "train_loss": math.nan})
+        folder.close()
+    assert path.read_text() == '{"step": 1}\n{"step": 2, "train_loss": null}\n'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import threading
@@ -256,6 +257,56 @@ def test_bad_steps_in_a_row_stop_the_run_with_the_reason_and_the_last_good_weigh
     assert all(p.isfinite().all() for p in model.parameters())
     assert history.best is not None  # the weights of step 3, evaluated
     assert math.isfinite(history.best["val_loss"])
+
+
+def test_weights_that_have_gone_bad_replace_no_good_checkpoint(tmp_path: Path) -> None:
+    model = make_model()
+
+    def spoil(record: dict[str, Any]) -> None:
+        if record["step"] == 6:
+            model.lm_head.weight.data.fill_(math.nan)
+
+    with pytest.warns(UserWarning, match="from step 7"):
+        history = train_and_evaluate(
+            model,
+            make_data(),
+            make_data(100),
+            make_config(max_steps=50, eval_every=3),
+            model_dir=tmp_path,
+            on_log=spoil,
+        )
+    assert (history.status, history.step) == ("diverged", 11)
+    kept = kept_by(str(tmp_path))
+    assert all(tensor.isfinite().all() for tensor in kept["model.pt"]["model"].values())
+    assert all(tensor.isfinite().all() for name in kept if name.startswith("step-") and name.endswith("/model.pt")
+               for tensor in kept[name]["model"].values())  # fmt: skip
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+class FullOnce(nn.Module):
+    """A model that draws dropout, and finds the memory full at one of its calls, after it drew."""
+
+    def __init__(self, call: int) -> None:
+        super().__init__()
+        self.inner, self.calls_left = make_model(dataclasses.replace(TINY, dropout=0.3)), call
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits = self.inner(tokens)
+        self.calls_left -= 1
+        if not self.calls_left:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return logits  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_step_for_which_memory_was_full_equals_one_in_the_smaller_micro_batches(call: int) -> None:
+    tokens, targets = make_data().batch(torch.arange(8))
+    weights = []
+    for model, size in ((FullOnce(call), 4), (FullOnce(0), 2)):
+        with seeded(CPU, 7):
+            assert step_once(model, tokens, targets, size=size, max_grad_norm=1.0).micro_batch_size == 2
+        weights.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
 
 class NeverFinite(nn.Module):
@@ -514,3 +565,6 @@ def test_an_evaluation_cut_short_by_a_request_to_stop_is_made_when_the_run_goes_
     assert history.resumed_from == first.step
     assert first_difference(kept_by(str(tmp_path / "whole")), kept_by(str(tmp_path / "parts"))) is None
     assert [r["step"] for r in history.records] == [r["step"] for r in unbroken.records]
+    seconds = [r["elapsed_seconds"] for r in history.records]
+    assert seconds == sorted(seconds)
+    assert seconds[-1] > first.records[-1]["elapsed_seconds"]

@@ -18,6 +18,7 @@ from slm.config import UserError
 from slm.storage import files
 
 MANIFEST = "manifest.json"
+UNFINISHED = "was never completed"  # in the words on a folder without a manifest
 FORMAT, FORMAT_VERSION = "slm checkpoint", 1
 _REPLACED = ".replaced"  # ends the name of a checkpoint while another one takes its place
 _NAME = re.compile(r"step-([0-9]{8,18})")
@@ -113,7 +114,7 @@ def verify(path: str) -> dict[str, Any]:
 
 def _verify(path: str, told: str) -> dict[str, Any]:
     if not os.path.isfile(told):
-        raise UserError(f"{path} was never completed: {MANIFEST} is missing.")
+        raise UserError(f"{path} {UNFINISHED}: {MANIFEST} is missing.")
     if os.path.getsize(told) > _MAX_MANIFEST_BYTES:
         raise UserError(f"{told} is damaged: a manifest is not that long.")
     manifest = read_manifest(files.read_bytes(told), told)

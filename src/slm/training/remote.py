@@ -88,7 +88,7 @@ class RemoteRun:
         path = files.join(folder, MANIFEST)
         text = _read(path)
         if text is None:
-            raise UserError(f"{folder} was never completed: {MANIFEST} is missing.")
+            raise UserError(f"{folder} {checkpoint_folder.UNFINISHED}: {MANIFEST} is missing.")
         manifest = checkpoint_folder.read_manifest(text, path)
         if manifest["step"] != step:
             raise UserError(f"{path} is damaged: it is of step {manifest['step']}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,7 +82,7 @@ class Previous:
 
     def told(self) -> str:
         """From where the run goes on, in words."""
-        return "; ".join([f"from step {self.step:,}", *(f"passed over: {why}" for why in self.passed_over)])
+        return f"from step {self.step:,}"
 
     def take_over(self, config: TrainConfig) -> TrainConfig:
         """The settings with what was measured or derived then in place of measuring and deriving it again."""
@@ -167,23 +167,26 @@ class Previous:
             )
 
 
-def find_previous(path: str, local: str) -> Previous:
-    """The run in a folder; local is where its files are on this machine. Raises UserError where it cannot be told."""
+def find_previous(path: str, local: str, names: Sequence[str], passed_over: Sequence[str] = ()) -> Previous:
+    """The run in a folder; local is where its files are on this machine.
+
+    names: what the folder holds. passed_over: checkpoints at a URL that are not whole, and why. Raises UserError where
+    there is more than a run that ended before its first checkpoint, and nothing to go on from.
+    """
     config = os.path.join(local, CONFIG)
     asked = {name: value for name, value in read_toml(config).items() if not isinstance(value, dict)}
     resolved, made_with = (read_table(local, name) for name in ("resolved", "made_with"))
-    checkpoint, manifest, passed_over = checkpoint_folder.newest(os.path.join(local, CHECKPOINTS))
-    if checkpoint is None and passed_over:
+    checkpoint, manifest, damaged = checkpoint_folder.newest(os.path.join(local, CHECKPOINTS))
+    damaged = [*passed_over, *damaged]
+    # The first checkpoint, cut off on its way to a URL, is nothing that could be lost; with it comes the first model.
+    lost = MODEL in names or any(checkpoint_folder.UNFINISHED not in why for why in damaged)
+    if checkpoint is None and lost:
+        why = f"no checkpoint that can be used: {' '.join(damaged)}" if damaged else "without checkpoints."
         raise UserError(
-            f"{path} holds a run, but no checkpoint that can be used: {'; '.join(passed_over)} Add --overwrite, which "
-            "moves that run aside, or choose another --model_dir."
+            f"{path} already holds a run, {why} It cannot be gone on with. Choose another --model_dir, or add "
+            "--overwrite, which moves that run aside to a folder previous-1 in it."
         )
-    if checkpoint is None and os.path.exists(os.path.join(local, MODEL)):
-        raise UserError(
-            f"{path} already holds a run, without checkpoints: it cannot be gone on with. Choose another --model_dir, "
-            "or add --overwrite, which moves that run aside to a folder previous-1 in it."
-        )
-    return Previous(path, asked, resolved, made_with, checkpoint, manifest, passed_over)
+    return Previous(path, asked, resolved, made_with, checkpoint, manifest, damaged)
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

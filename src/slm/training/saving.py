@@ -120,8 +120,7 @@ class RunFolder:
             )
         checkpoint_folder.sweep(self._local(CHECKPOINTS))
         passed_over = self.remote.fetch() if self.remote else []
-        previous = find_previous(self.path, self.local)
-        previous.passed_over[:0] = passed_over
+        previous = find_previous(self.path, self.local, self._taken, passed_over)
         if resume == "must" and previous.checkpoint is None:
             raise UserError(f"{self.path} holds a run without a checkpoint to go on from. Leave out --resume.")
         if self.remote and previous.checkpoint:
@@ -139,9 +138,15 @@ class RunFolder:
         return self.previous.take_over(config) if self.previous else config
 
     def check(self, resolved: Mapping[str, Any], made_with: Mapping[str, Any]) -> None:
-        """Warns of what differs from the run to go on with and may. Raises UserError where it may not."""
-        for told in self.previous.check(resolved, made_with) if self.previous else ():
-            warnings.warn(told, stacklevel=3)
+        """Warns of what differs from the run to go on with and may, and of checkpoints that are not whole.
+
+        Raises UserError where something differs that may not.
+        """
+        if self.previous:
+            for told in self.previous.check(resolved, made_with):
+                warnings.warn(told, stacklevel=3)
+            for why in self.previous.passed_over if self.previous.checkpoint else ():
+                warnings.warn(f"passed over a newer checkpoint: {why}", stacklevel=3)
 
     def begin(self, asked: Mapping[str, Any], resolved: Mapping[str, Any], made_with: Mapping[str, Any]) -> None:
         """Moves a run that is to be overwritten aside, or brings one to go on with to its checkpoint's state."""
@@ -161,8 +166,6 @@ class RunFolder:
         saved = self.previous.checkpoint if self.previous else None
         if saved:
             self._restore(saved)
-        else:
-            files.remove(self._local(METRICS))  # of a run that ended before its first checkpoint
         if self.remote:
             self.remote.claim()
             self._uploader = Uploader(self.remote, self.keep_last)
@@ -202,7 +205,7 @@ class RunFolder:
     def _write_lines(self) -> None:
         path, text = self._local(METRICS), "".join(self._lines[self._lines_written :]).encode()
         with files.explaining(path, "write"), open(path, "ab") as file:
-            file.truncate(self._bytes_written)  # without the part of a line that a full disk took
+            file.truncate(self._bytes_written)  # without what a full disk, or a run without checkpoints, left there
             file.write(text)
         self._lines_written, self._bytes_written = len(self._lines), self._bytes_written + len(text)
 
