@@ -237,4 +237,4 @@ def test_a_run_that_is_killed_or_stopped_at_random_moments_equals_the_unbroken_o
     done = subprocess.run(command, env=surroundings, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "\n0 failures" in done.stdout
-    assert not list(tmp_path.iterdir())
+    assert {path.name.split("_")[0] for path in tmp_path.iterdir()} <= {"torchinductor"}  # torch's own cache

@@ -249,3 +249,27 @@ def test_metrics_hold_each_line_once_whatever_a_full_disk_or_a_kill_left_there(t
         folder.log({"step": 2, "train_loss": math.nan})
         folder.close()
     assert path.read_text() == '{"step": 1}\n{"step": 2, "train_loss": null}\n'
+
+
+def test_a_model_that_could_not_be_written_is_written_with_the_next_checkpoint(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, tries, save_file = threading.Event(), [], saving.checkpoint.save_file
+
+    def fail_once(path: str, content: dict[str, Any]) -> None:
+        if path == str(tmp_path / "run" / "model.pt"):
+            tries.append(path)
+            if len(tries) == 1:
+                raise files.StorageError("the disk is full.")
+            written.set()
+        save_file(path, content)
+
+    def log(record: dict[str, Any]) -> None:
+        if record["step"] == 11:
+            assert written.wait(30)
+
+    monkeypatch.setattr(saving.checkpoint, "save_file", fail_once)
+    with pytest.warns(UserWarning, match="the disk is full. Training goes on; saving is tried again at the next save"):
+        run = slm.train([text], model_dir=tmp_path / "run", on_log=log, **SETTINGS)
+    assert run.save_error is None
+    assert slm.load(tmp_path / "run").metrics == run.metrics
