@@ -75,18 +75,25 @@ def test_an_error_in_a_run_lets_go_of_its_folder(tmp_path: Path, text: str) -> N
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
-def test_a_kill_lets_go_of_the_lock(tmp_path: Path) -> None:
+def test_a_kill_lets_go_of_the_lock_and_what_it_left_is_swept(tmp_path: Path) -> None:
     script = f"""
 import os, signal
 from slm.training.saving import RunFolder
 folder = RunFolder({str(tmp_path / "run")!r})
 folder.begin({{}}, {{"max_steps": 9, "epochs": 1}}, {{}})
+for name in (".slm-1.part", "checkpoints/.slm-2.part/model.pt"):
+    path = os.path.join(folder.local, name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    open(path, "w").close()
 os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run([sys.executable, "-c", script], check=False)
     assert done.returncode == -signal.SIGKILL
     assert (tmp_path / "run" / ".slm.lock").exists()
-    RunFolder(str(tmp_path / "run")).close()
+    folder = RunFolder(str(tmp_path / "run"))
+    folder.begin(**BEGINNING)
+    folder.close()
+    assert not list((tmp_path / "run").rglob("*.part"))
 
 
 def test_a_command_that_is_refused_leaves_nothing_in_a_folder(tmp_path: Path, text: str) -> None:

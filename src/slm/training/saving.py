@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from slm.config import TrainConfig, UserError
+from slm.data.manifest import remove_temporary
 from slm.settings import MARKER, write_config
 from slm.storage import checkpoint, checkpoint_folder, files
 from slm.storage.cached import cache_folder, key_of
@@ -159,6 +160,7 @@ class RunFolder:
             self._move_aside()
         if self.remote and not self.previous:
             shutil.rmtree(self.local, ignore_errors=True)
+        remove_temporary(self.local)
         config = write_config(asked, resolved, made_with)
         path = self._local(CONFIG)
         if not os.path.exists(path) or files.read_bytes(path) != config:
