@@ -22,7 +22,7 @@ from slm.data.tokens import Tokens
 from slm.metrics.evaluate import evaluate
 from slm.model.loss import WithLoss
 from slm.model.transformer import LanguageModel
-from slm.training import loop
+from slm.training import clock, loop
 from slm.training.device import Machine, seeded
 from slm.training.loop import MAX_BAD_STEPS, History, train_and_evaluate
 from slm.training.optimizer import learning_rate_at, make_optimizer
@@ -568,3 +568,16 @@ def test_an_evaluation_cut_short_by_a_request_to_stop_is_made_when_the_run_goes_
     seconds = [r["elapsed_seconds"] for r in history.records]
     assert seconds == sorted(seconds)
     assert seconds[-1] > first.records[-1]["elapsed_seconds"]
+
+
+def test_the_clock_stands_still_while_it_is_paused(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: now))
+    watch = clock.Clock(seconds=5.0, tokens_seen=10)
+    now += 2
+    with watch.paused():
+        assert watch.elapsed_seconds() == 7
+        now += 30
+        assert watch.elapsed_seconds() == 7  # else an evaluation's record is later than the step after it
+    now += 1
+    assert (watch.elapsed_seconds(), watch.lap(40)) == (8, (3, 30))

@@ -13,11 +13,13 @@ class Clock:
     def __init__(self, seconds: float = 0.0, tokens_seen: int = 0) -> None:
         """seconds, tokens_seen: of the run so far, where it is gone on with."""
         self._start = time.perf_counter() - seconds
+        self._stopped_at: float | None = None
         self._last_seconds, self._last_tokens = seconds, tokens_seen
 
     def elapsed_seconds(self) -> float:
-        """Seconds since the run began."""
-        return time.perf_counter() - self._start
+        """Seconds since the run began; the clock stands still while it is paused."""
+        now = time.perf_counter() if self._stopped_at is None else self._stopped_at
+        return now - self._start
 
     def lap(self, tokens_seen: int) -> tuple[float, int]:
         """The seconds (above 0) and tokens since the last lap."""
@@ -29,8 +31,9 @@ class Clock:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """A context whose seconds do not count."""
-        before = time.perf_counter()
+        self._stopped_at = stopped_at = time.perf_counter()
         try:
             yield
         finally:
-            self._start += time.perf_counter() - before
+            self._stopped_at = None
+            self._start += time.perf_counter() - stopped_at
