@@ -135,6 +135,36 @@ def test_a_second_signal_waits_for_nothing(
         disk.set()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to send")
+def test_a_second_signal_ends_the_process_cleanly_while_a_checkpoint_is_written(tmp_path: Path, text_file: str) -> None:
+    # The writing thread is deep in torch when the process ends: Python's shutdown would abort it there.
+    script = """
+import io, os, signal, sys, threading, torch
+from slm.cli.train import main
+from slm.storage import checkpoint_folder
+
+def write(*_):
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(os.getpid(), number)
+    for _ in range(8):
+        threading.Thread(target=save_for_ever, daemon=True).start()
+    save_for_ever()
+
+def save_for_ever():
+    while True:
+        torch.save(torch.zeros(100_000), io.BytesIO())
+
+checkpoint_folder.write = write
+sys.exit(main())
+"""
+    flags = ["--data", text_file, "--model_dir", "run", "--save_every", "1", "--max_steps", "1000000", *SIZES]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *flags], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode in (130, 143), done.stderr
+    assert done.stderr.rstrip().endswith("stopped at once; the same command goes on from the newest checkpoint.")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminal")
 def test_a_terminal_sees_a_live_line_and_a_pipe_sees_plain_ones(tmp_path: Path, text_file: str) -> None:
     import pty

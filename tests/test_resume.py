@@ -678,6 +678,13 @@ def test_a_text_that_changed_is_refused_and_one_that_moved_is_not(begun: Path, t
     assert contents(tmp_path / "run") == before
 
 
+def test_another_corpus_is_named_before_the_settings_that_it_brings(begun: Path, tmp_path: Path) -> None:
+    shutil.copytree(begun / "run", tmp_path / "run")
+    settings = {key: value for key, value in BYTES.items() if key != "learning_rate"}  # stories brings its own
+    with refused("other settings: data was .*text.txt'], is now .*stories.*; learning_rate was"):
+        slm.train("stories", model_dir=tmp_path / "run", **settings)
+
+
 def test_a_text_to_validate_on_that_changed_is_refused(tmp_path: Path) -> None:
     for name, words in (("train", 400), ("val", 100)):
         (tmp_path / f"{name}.txt").write_text(make_text(words))

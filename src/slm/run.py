@@ -211,7 +211,7 @@ def train_run(
         )
     at_once = False
     try:
-        folder.check_early(flat(settings.model, settings.train))
+        folder.check_early(flat(settings.model, settings.train) | _absolute(settings.data))
         settings = dataclasses.replace(settings, train=folder.take_over(settings.train))
         return _train(settings, given, val_given, folder, display, on_log, should_stop)
     except SystemExit:  # a second signal

@@ -137,6 +137,10 @@ def run_command(prog: str, command: Callable[[], int]) -> int:
         return 128 + 13
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except SystemExit as stop:  # a second signal; Python's own way out would abort in a thread that still writes
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(stop.code if isinstance(stop.code, int) else 1)
     except (UserError, OSError) as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return USER_ERROR

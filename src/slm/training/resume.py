@@ -106,7 +106,10 @@ class Previous:
             self._refuse_if_ended()
         unknown = {*_OF_THE_TEXT, *_FROM_THE_TEXT, *_LENGTH}
         known = {name: value for name, value in values.items() if name not in unknown and value not in (None, "auto")}
-        self._refuse_others(_differences(self.resolved, known))
+        differences = _differences(self.resolved, known)
+        if differences and values.get("data"):  # the cause, where a corpus brings settings of its own
+            differences = _differences(self.resolved, {"data": values["data"]}) + differences
+        self._refuse_others(differences)
 
     def check(self, resolved: Mapping[str, Any], made_with: Mapping[str, Any]) -> list[str]:
         """What differs and may, with its effect. Raises UserError where something differs that may not."""
