@@ -48,6 +48,8 @@ ARCHITECTURE = {
     "mlp": ("str", "gelu"),
     "num_kv_heads": ("int | None", None),
     "qk_norm": ("bool", False),
+    "embedding_norm": ("bool", False),
+    "zero_init": ("bool", False),
 }
 # For each numeric field: values at the edge that it takes, and values that it refuses.
 AT_LEAST_1 = ((1, 3), (0, -1))
@@ -75,6 +77,7 @@ NUMERIC: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "max_steps": AT_LEAST_1,
     "seed": AT_LEAST_0,
     "warmup_steps": AT_LEAST_0,
+    "decay_steps": AT_LEAST_1,
     "min_learning_rate": NOT_NEGATIVE,
     "weight_decay": NOT_NEGATIVE,
     "beta1": SHARE,

@@ -30,6 +30,7 @@ from slm.training import resume
 from slm.training.device import seeded
 from slm.training.loop import History, train_and_evaluate
 from slm.training.saving import RunFolder
+from slm.training.tuning import Choice
 
 TIMING = {"tokens_per_second", "elapsed_seconds"}
 TINY = ModelConfig(vocab_size=11, embed_dim=8, num_heads=2, num_layers=1, hidden_dim=16, max_seq_len=8)
@@ -269,17 +270,23 @@ def choices_in(folder: Path) -> dict[str, Any]:
 
 def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case({}, {"precision": "auto", "threads": None})
-    monkeypatch.setattr(device_module, "_bf16_gain", lambda *_: 9.0)
+    monkeypatch.setattr(device_module, "time_steps", lambda *_: {Choice(2, "bf16"): 1.0, Choice(1, "fp32"): 9.0})
     torch.set_num_threads(2)
     try:
         case.train(tmp_path / "run", should_stop=stop_after(3))
     finally:
         torch.set_num_threads(1)
-    monkeypatch.setattr(device_module, "_bf16_gain", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(device_module, "time_steps", lambda *_: pytest.fail("measured again"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert case.train(tmp_path / "run").resumed_from == 3
-    assert choices_in(tmp_path / "run") == {"device": "cpu", "precision": "bf16", "threads": 2, "micro_batch_size": 5}
+    assert choices_in(tmp_path / "run") == {
+        "device": "cpu",
+        "precision": "bf16",
+        "threads": 2,
+        "compile": "off",
+        "micro_batch_size": 5,
+    }
 
 
 CHANGES = {"threads": 2, "precision": "bf16", "micro_batch_size": 2, "log_every": 1, "max_steps": 17}
@@ -604,13 +611,14 @@ BYTES = SMALL | {"tokenizer": "byte", "patience": 9, "eval_every": 6}
 CHANGED = {
     "vocab_size": 300, "embed_dim": 32, "num_heads": 1, "num_layers": 2, "hidden_dim": 16, "max_seq_len": 8,
     "dropout": 0.1, "bias": False, "tie_embeddings": True, "positions": "rope", "norm": "rmsnorm", "mlp": "swiglu",
-    "num_kv_heads": 1, "qk_norm": True, "rope_base": 9.0, "norm_eps": 1e-6, "document_start": 3,
+    "num_kv_heads": 1, "qk_norm": True, "embedding_norm": True, "zero_init": True,
+    "rope_base": 9.0, "norm_eps": 1e-6, "document_start": 3,
     "data": "other", "val_data": "other", "val_fraction": 0.3, "text_field": "body", "split_documents_on": "\n",
     "tokenizer": "char", "mask_documents": True,
     "batch_size": 7, "micro_batch_size": 3, "learning_rate": 1e-4, "epochs": 9, "max_steps": 20, "seed": 1,
     "schedule": "cosine", "warmup_steps": 5, "min_learning_rate": 1e-5, "weight_decay": 0.2, "beta1": 0.8,
     "beta2": 0.999, "max_grad_norm": 0.5, "patience": 3, "eval_every": 5, "log_every": 3, "device": "cuda:77",
-    "precision": "bf16", "threads": 2,
+    "precision": "bf16", "threads": 2, "recipe": "modern", "optimizer": "muon", "decay_steps": 3, "compile": "on",
 }  # fmt: skip
 LENGTH = {"epochs", "max_steps"}
 WITHOUT_EFFECT = {"vocab_size", "text_field"}  # on these settings and this text

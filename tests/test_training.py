@@ -24,9 +24,10 @@ from slm.model.loss import WithLoss
 from slm.model.transformer import LanguageModel
 from slm.training import clock, loop
 from slm.training.device import Machine, seeded
-from slm.training.loop import MAX_BAD_STEPS, History, train_and_evaluate
+from slm.training.loop import History, train_and_evaluate
 from slm.training.optimizer import learning_rate_at, make_optimizer
 from slm.training.step import StepResult, train_step
+from slm.training.watch import MAX_BAD_STEPS
 from slm.verify import first_difference, kept_by
 
 CPU = torch.device("cpu")
@@ -76,7 +77,7 @@ def test_micro_batches_equal_the_whole_batch_also_with_ragged_masks(micro_batch_
     targets[5] = IGNORE_INDEX  # and one row without any
     whole, split = make_model(), make_model()
     losses = [
-        step_once(model, tokens, targets, size=size, max_grad_norm=0).loss
+        step_once(model, tokens, targets, size=size, max_grad_norm=0).loss.item()
         for model, size in ((whole, 6), (split, micro_batch_size))
     ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
@@ -92,7 +93,7 @@ def test_a_gradient_longer_than_the_maximum_is_scaled_to_it() -> None:
         before = [p.detach().clone() for p in model.parameters()]
         result = step_once(model, tokens, tokens.roll(-1, dims=1), size=4, max_grad_norm=max_grad_norm)
         change = torch.stack([(p - b).square().sum() for p, b in zip(model.parameters(), before, strict=True)])
-        moved[max_grad_norm] = (change.sum().sqrt().item(), result.grad_norm)
+        moved[max_grad_norm] = (change.sum().sqrt().item(), result.grad_norm.item())
     assert moved[0.01][0] == pytest.approx(0.01, rel=1e-3)
     assert moved[0.0][0] == pytest.approx(moved[0.0][1], rel=1e-4)  # 0 turns clipping off
     assert moved[0.01][1] == pytest.approx(moved[0.0][1], rel=1e-6)  # the norm reported is that before clipping
@@ -113,7 +114,7 @@ def test_mixed_precision_trains_on_cpu_with_float32_weights(precision: str) -> N
 
 def test_weight_decay_spares_vectors() -> None:
     model = make_model()
-    groups = make_optimizer(model, make_config(weight_decay=0.3), CPU).param_groups
+    groups = make_optimizer(model, make_config(weight_decay=0.3), Machine(CPU, "fp32", 1, "")).param_groups
     assert {p.dim() >= 2: g["weight_decay"] for g in groups for p in g["params"]} == {True: 0.3, False: 0.0}
     assert sum(p.numel() for g in groups for p in g["params"]) == TINY.num_parameters
 

@@ -76,6 +76,12 @@ class ModelConfig(Checked):
         rule="at least 1",
     )
     qk_norm: bool = setting(False, "Normalise each head's queries and keys.", group="model")
+    embedding_norm: bool = setting(False, "Normalise the embeddings before the first layer.", group="model")
+    zero_init: bool = setting(
+        False,
+        "Start the last matrix of each branch at zero, so that at first every layer passes on what it gets.",
+        group="model",
+    )
     rope_base: float = setting(
         10000.0, "Base of the rotation angles, for positions = rope.", group="model", rule="above 0"
     )
@@ -139,7 +145,8 @@ class ModelConfig(Checked):
         mlp = num_up * linear(width, self.hidden_dim) + linear(self.hidden_dim, width)
         embeddings = self.vocab_size * width * (1 if self.tie_embeddings else 2)
         positions = self.max_seq_len * width if self.positions == "learned" else 0
-        return embeddings + positions + self.num_layers * (attention + mlp + 2 * norm(width)) + norm(width)
+        norms = 1 + int(self.embedding_norm) + 2 * self.num_layers
+        return embeddings + positions + self.num_layers * (attention + mlp) + norms * norm(width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,11 +215,32 @@ class TrainConfig(Checked):
     seed: int = setting(
         42, "Seed of weights, data order and dropout.", group="training", rule="0 or above", everyday=True
     )
+    recipe: str = setting(
+        "classic",
+        "Settings that go together: classic keeps the layout of the original; modern learns more in the same time.",
+        group="training",
+        choices=("classic", "modern"),
+        everyday=True,
+    )
+    optimizer: str = setting(
+        "adamw",
+        "AdamW, or Muon for the matrices of hidden layers and AdamW for the rest.",
+        group="optimizer",
+        choices=("adamw", "muon"),
+        everyday=True,
+    )
     schedule: str = setting(
         "linear",
-        "How the learning rate falls from its peak to min_learning_rate after the warm-up.",
+        "How the learning rate falls from its peak to min_learning_rate after the warm-up; wsd (warm-up, stable, "
+        "decay) stays at the peak until the last decay_steps.",
         group="optimizer",
-        choices=("linear", "cosine", "constant"),
+        choices=("linear", "cosine", "wsd", "constant"),
+    )
+    decay_steps: int | None = setting(
+        None,
+        "Steps of the linear fall at the end, for schedule = wsd. Default: half of all steps.",
+        group="optimizer",
+        rule="at least 1",
     )
     warmup_steps: int | None = setting(
         None,
@@ -226,7 +254,7 @@ class TrainConfig(Checked):
         group="optimizer",
         rule="0 or above",
     )
-    weight_decay: float = setting(0.1, "AdamW's weight decay, on matrices only.", group="optimizer", rule="0 or above")
+    weight_decay: float = setting(0.1, "Weight decay, on matrices only.", group="optimizer", rule="0 or above")
     beta1: float = setting(0.9, "AdamW's decay of the mean gradient.", group="optimizer", rule="at least 0 and below 1")
     beta2: float = setting(
         0.99, "AdamW's decay of the mean squared gradient.", group="optimizer", rule="at least 0 and below 1"
@@ -259,7 +287,20 @@ class TrainConfig(Checked):
         choices=("auto", "fp32", "bf16", "fp16"),
         everyday=True,
     )
-    threads: int | None = setting(None, "CPU threads. Default: torch's choice.", group="machine", rule="1 to 1024")
+    threads: int | None = setting(
+        None,
+        "CPU threads; auto times some steps with each number and takes the fastest.",
+        group="machine",
+        rule="1 to 1024",
+        auto=True,
+    )
+    compile: str = setting(
+        "auto",
+        "Whether torch.compile makes the steps faster, at the price of a minute or more before the first; auto does "
+        "so on a GPU in long runs.",
+        group="machine",
+        choices=("auto", "on", "off"),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -314,6 +355,20 @@ class RunOptions(Checked):
     )
     quiet: bool = setting(False, "Print only warnings and errors.", group="output", everyday=True)
 
+
+# Settings that go together, below what a corpus brings along; docs/speed.md has what each is worth.
+RECIPES: dict[str, dict[str, Any]] = {
+    "classic": {},
+    "modern": {
+        "bias": False,
+        "positions": "rope",
+        "qk_norm": True,
+        "embedding_norm": True,
+        "zero_init": True,
+        "optimizer": "muon",
+        "learning_rate": 1e-2,
+    },
+}
 
 # Settings that a built-in corpus brings along, below everything that anybody sets.
 PRESETS: dict[str, dict[str, Any]] = {

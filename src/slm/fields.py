@@ -37,9 +37,13 @@ def setting(
     rule: str | None = None,
     choices: tuple[str, ...] = (),
     everyday: bool = False,
+    auto: bool = False,
 ) -> T:
-    """A dataclass field that carries all that flags, help and checks need to know of it."""
-    metadata = {"help": help, "group": group, "rule": rule, "choices": choices, "everyday": everyday}
+    """A dataclass field that carries all that flags, help and checks need to know of it.
+
+    auto: the word "auto" stands for None.
+    """
+    metadata = {"help": help, "group": group, "rule": rule, "choices": choices, "everyday": everyday, "auto": auto}
     field: T = dataclasses.field(default=default, metadata=metadata)
     return field
 
@@ -53,6 +57,8 @@ def kind_of(field: dataclasses.Field[Any]) -> str:
 def _converted(field: dataclasses.Field[Any], value: Any) -> Any:
     """The value in the field's type (2 is a fine float), or a UserError that names the rule it breaks."""
     kind = kind_of(field)
+    if field.metadata["auto"] and value == "auto":
+        value = None
     if value is None and str(field.type).endswith("| None"):
         return None
     if kind == "strs":

@@ -27,7 +27,7 @@ from slm.storage import checkpoint, files
 from slm.training.device import check_memory, choose_device, choose_machine, seeded
 from slm.training.loop import History, Record, train_and_evaluate
 from slm.training.packing import pack_model, unpack_model, versions
-from slm.training.plan import resolve
+from slm.training.plan import planned_steps, resolve
 from slm.training.resume import MODEL
 from slm.training.saving import RunFolder
 
@@ -241,7 +241,7 @@ def _train(
     memory = check_memory(model_config, micro_batch_size, data.train_dataset.window, device)
     with seeded(device, stream_seed("weights", settings.train.seed)):
         model = LanguageModel(model_config)
-    machine = choose_machine(settings.train, model, next(batches.epoch(0)))
+    machine = choose_machine(settings.train, model, next(batches.epoch(0)), planned_steps(settings.train, batches))
     config = resolve(settings.train, batches, data.val_dataset, machine)
     resolved = flat(settings.data, model_config, config) | _absolute(settings.data)
     if data.tokenizer is None:

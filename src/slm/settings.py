@@ -11,12 +11,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slm.config import CONFIGS, FIELDS, PRESETS, DataConfig, ModelConfig, RunOptions, TrainConfig, UserError
+from slm.config import CONFIGS, FIELDS, PRESETS, RECIPES, DataConfig, ModelConfig, RunOptions, TrainConfig, UserError
 from slm.storage import files
 
 # Begins every config.toml that a run writes; a folder whose config.toml begins so belongs to a run.
 MARKER = "# A run of slm."
-PRESET = "preset of the corpus"
+# Layers below everything that anybody asks for, each over those before it.
+DEFAULT, RECIPE, PRESET, PLAN = "default", "recipe", "preset of the corpus", "plan"
+_NOT_ASKED = (DEFAULT, RECIPE, PRESET, PLAN)
 _STRING_OR_COMMENT = re.compile(r"""'[^']*'?|"(?:[^"\\]|\\.)*"?|#.*""")
 _MOST_DOTS = 100  # of a line, outside strings and comments
 _EXPLANATION = "`slm-train --config FILE` asks for the same; `slm-train --repeat FOLDER` replays [resolved]."
@@ -31,12 +33,23 @@ class Settings:
     train: TrainConfig
     options: RunOptions
     origins: Mapping[str, str]
+    layers: Mapping[str, Mapping[str, Any]]
+
+    def planned(self, plan: Mapping[str, Any]) -> Settings:
+        """These settings with a plan as a layer: what somebody asked for wins over it."""
+        below = {name: keys for name, keys in self.layers.items() if name in (DEFAULT, RECIPE, PRESET)}
+        above = {name: keys for name, keys in self.layers.items() if name not in _NOT_ASKED}
+        return merge({**below, PLAN: plan, **above})
+
+    def is_asked(self, name: str) -> bool:
+        """True for a setting that somebody set, to a value of its own."""
+        return self.origins.get(name, DEFAULT) not in _NOT_ASKED and name in self.asked()
 
     def asked(self) -> dict[str, Any]:
         """What somebody set, by name, without what concerns one invocation only."""
         options = {field.name for field in dataclasses.fields(RunOptions)}
         values = flat(self.data, self.model, self.train)
-        asked = (name for name, layer in self.origins.items() if layer != PRESET and name not in options)
+        asked = (name for name, layer in self.origins.items() if layer not in _NOT_ASKED and name not in options)
         return {name: values[name] for name in asked if values[name] is not None}
 
 
@@ -86,7 +99,7 @@ def merge(layers: Mapping[str, Mapping[str, Any]]) -> Settings:
         return config(**{f.name: values[f.name] for f in dataclasses.fields(config) if f.name in values})
 
     data, model, train, options = (build(config) for config in CONFIGS)
-    return Settings(data=data, model=model, train=train, options=options, origins=origins)
+    return Settings(data=data, model=model, train=train, options=options, origins=origins, layers=dict(layers))
 
 
 def read_toml(path: str) -> dict[str, Any]:
@@ -117,16 +130,28 @@ def layered(keys: Mapping[str, Any], layer: str, defaults: Mapping[str, Any] | N
                 f"repeat replays a run exactly and takes no other settings; drop {', '.join(others)}, or use "
                 f"config = {files.join(repeat, 'config.toml')!r} to change some."
             )
-        return merge({"default": defaults or {}, f"repeat {repeat}": read_table(repeat, "resolved"), layer: keys})
+        return merge({DEFAULT: defaults or {}, f"repeat {repeat}": read_table(repeat, "resolved"), layer: keys})
     asked = {config: read_config(config)} if config is not None else {}
-    layers = {"default": defaults or {}, **asked, layer: keys}
-    data = next((keys["data"] for keys in reversed(layers.values()) if "data" in keys), None)
+    layers = {DEFAULT: defaults or {}, **asked, layer: keys}
+    preset = _preset(_topmost(layers, "data"))
+    recipe = _topmost(layers, "recipe") or ("modern" if _topmost(layers, "max_minutes") else None)
+    named = {"recipe": recipe, **RECIPES[recipe]} if recipe in RECIPES else {}
+    return merge({DEFAULT: layers.pop(DEFAULT), RECIPE: named, PRESET: preset, **layers})
+
+
+def _topmost(layers: Mapping[str, Mapping[str, Any]], name: str) -> Any:
+    """The value that the last of the layers gives a setting, None where none does."""
+    return next((keys[name] for keys in reversed(list(layers.values())) if name in keys), None)
+
+
+def _preset(data: Any) -> dict[str, Any]:
+    """What a built-in corpus brings along."""
     name = data[0] if isinstance(data, list | tuple) and len(data) == 1 else data
     corpus, _, size = name.partition(":") if isinstance(name, str) else ("", "", "")
     preset = dict(PRESETS.get(corpus, {}))
     if size:
         preset.pop("val_fraction", None)  # a share that suits the corpus's own size alone
-    return merge({PRESET: preset, **layers})
+    return preset
 
 
 def read_config(path: str) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def verify_resume(data: Any = None, *, steps: int = 6, stop_after: int | None = 
         whole, parts = os.path.join(folder, "whole"), os.path.join(folder, "parts")
         chosen = _train(data, settings, whole).resolved
         # Measuring twice could choose twice.
-        settings |= {name: chosen[name] for name in ("device", "precision", "threads")}
+        settings |= {name: chosen[name] for name in ("device", "precision", "threads", "compile")}
         asked = 0
 
         def should_stop() -> bool:

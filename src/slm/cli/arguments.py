@@ -77,7 +77,18 @@ def add_fields(parser: Parser, names: Iterable[str], *, everything: bool) -> Non
             several = {"nargs": "+"} if kind == "strs" else {}
             kind = kind.removesuffix("s") if several else kind
             metavar = None if choices else kind.upper()
-            group.add_argument(f"--{name}", type=TYPES[kind], choices=choices, metavar=metavar, help=help, **several)
+            read = _or_auto(TYPES[kind]) if field.metadata["auto"] else TYPES[kind]
+            group.add_argument(f"--{name}", type=read, choices=choices, metavar=metavar, help=help, **several)
+
+
+def _or_auto(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """`read`, but for the word auto, which stands for itself."""
+
+    def read_or_auto(text: str) -> Any:
+        return text if text == "auto" else read(text)
+
+    read_or_auto.__name__ = getattr(read, "__name__", "value")  # which argparse names in its message
+    return read_or_auto
 
 
 def field_help(field: dataclasses.Field[Any]) -> str:
@@ -85,6 +96,8 @@ def field_help(field: dataclasses.Field[Any]) -> str:
     text = str(field.metadata["help"])
     if field.default is True:
         text += f" On by default; --no_{field.name} turns it off."
+    elif field.metadata["auto"]:
+        text += " (auto)"
     elif field.default is not None and field.default is not False:
         text += f" ({field.default})"
     return text.replace("%", "%%")

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from slm.config import IGNORE_INDEX
 from slm.data.batches import in_order
+from slm.model.loss import logits_in_pieces
 
 _POSITIONS_AT_ONCE = 4096
 
@@ -40,22 +41,22 @@ def evaluate(
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     was_training = model.training
     model.eval()
-    nats, correct, count, num_bytes = 0.0, 0, 0, 0
+    home = "cpu" if device.type == "mps" else device  # which has no float64
+    sums, count, num_bytes = torch.zeros(2, dtype=torch.float64, device=home), 0, 0  # nats, correct
     try:
         for tokens, targets in in_order(dataset, batch_size):
             if should_stop():
                 return {}
-            tokens, targets = tokens.to(device), targets.to(device).long()
-            with autocast or nullcontext():
-                logits = model(tokens).flatten(0, -2).float()  # (B*T, V)
-            targets = targets.flatten()  # (B*T,)
-            valid = targets != IGNORE_INDEX
-            # A window's sum in float32 is exact to 7 digits; the sum over windows is kept in a float64.
-            nats += F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum").item()
-            correct += int((logits.argmax(dim=-1) == targets).sum().item())
-            count += int(valid.sum().item())
+            predicted = targets[targets != IGNORE_INDEX]
+            count += len(predicted)
             if bytes_per_token is not None:
-                num_bytes += int(bytes_per_token[targets[valid].cpu()].sum().item())
+                num_bytes += int(bytes_per_token[predicted.cpu()].sum().item())
+            with autocast or nullcontext():
+                for logits, ids in logits_in_pieces(model, tokens.to(device), targets.to(device).long()):
+                    # A piece's sum in float32 is exact to 7 digits; the sum over pieces is kept in float64.
+                    losses = F.cross_entropy(logits.float(), ids, ignore_index=IGNORE_INDEX, reduction="sum")
+                    sums += torch.stack((losses, (logits.argmax(dim=-1) == ids).sum())).to(home)
+        nats, correct = sums.tolist()
     finally:
         model.train(was_training)
     loss = nats / count if count else math.nan

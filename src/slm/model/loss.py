@@ -1,11 +1,24 @@
-"""The loss of predicting the next token, and the module that training wraps."""
+"""The loss of predicting the next token, and the module that training wraps.
+
+Shapes: B batch, T positions, N = B*T positions in a row, D embed_dim, V vocab_size.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any, TypeGuard
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slm.config import IGNORE_INDEX
+from slm.model.transformer import LanguageModel
+
+# From so many logits on they are computed, used and overwritten piece by piece, in pieces that fit the caches.
+_MOST_LOGITS = 2**21
+_LOGITS_AT_ONCE = {"cpu": 2**21}
+_LOGITS_ON_DEVICE = 2**27  # of an accelerator, which needs large pieces to be busy
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -13,7 +26,7 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
     Targets equal to IGNORE_INDEX are skipped; where all are, the loss is 0.
     """
-    logits = logits.flatten(0, -2)  # (B*T, V)
+    logits = logits.flatten(0, -2)  # (N, V)
     if logits.dtype.itemsize < 4:  # half precision: a sum over the vocabulary needs more digits
         logits = logits.float()
     total = F.cross_entropy(logits, targets.flatten().long(), ignore_index=IGNORE_INDEX, reduction="sum")
@@ -33,4 +46,89 @@ class WithLoss(nn.Module):
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """next_token_loss of the model's logits: tokens (B, T), targets (B, T) -> scalar."""
+        if has_many_logits(self.model, tokens):
+            return chunked_loss(self.model.features(tokens), self.model.lm_head.weight, targets)
         return next_token_loss(self.model(tokens), targets)
+
+
+def has_many_logits(model: nn.Module, tokens: Tensor) -> TypeGuard[LanguageModel]:
+    """True where the logits of all tokens (B, T) are not worth having at the same time; they need a LanguageModel."""
+    if not isinstance(model, LanguageModel) or type(model.lm_head) is not nn.Linear:
+        return False
+    return tokens.numel() * model.config.vocab_size > _MOST_LOGITS and not torch.compiler.is_compiling()
+
+
+def logits_in_pieces(model: nn.Module, tokens: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The logits (rows, V) of all tokens (B, T) with their targets (rows,), all at once or piece by piece."""
+    targets = targets.flatten()
+    if not has_many_logits(model, tokens):
+        yield model(tokens).flatten(0, -2), targets
+        return
+    features = model.features(tokens).flatten(0, -2)
+    rows = rows_at_once(model.config.vocab_size, features.device)
+    for x, ids in zip(torch.split(features, rows), torch.split(targets, rows), strict=True):
+        yield model.lm_head(x), ids
+
+
+def rows_at_once(vocab_size: int, device: torch.device) -> int:
+    """How many rows of V logits make a piece on that device."""
+    return max(64, _LOGITS_AT_ONCE.get(device.type, _LOGITS_ON_DEVICE) // vocab_size // 64 * 64)
+
+
+def chunked_loss(features: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """next_token_loss(features @ weight.T, targets) without ever holding all logits.
+
+    features (B, T, D), weight (V, D), targets (B, T) -> a scalar in float32.
+    """
+    device = features.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
+    features, targets = features.flatten(0, -2).to(dtype), targets.flatten().long()
+    total: Tensor = _ChunkedLoss.apply(features, weight.to(dtype), targets)  # type: ignore[no-untyped-call]
+    return total / (targets != IGNORE_INDEX).sum().clamp(min=1)
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """The summed loss; the gradients of features and weight are made in the same pass over the logits."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            rows = rows_at_once(len(weight), features.device)
+            buffer = features.new_empty(min(rows, len(features)), len(weight))
+            grad_features = torch.empty_like(features)
+            grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+            total = torch.zeros((), device=features.device)
+            for x, ids, grad_x in zip(*(torch.split(t, rows) for t in (features, targets, grad_features)), strict=True):
+                total += _loss_and_gradients(x, weight, ids, buffer[: len(x)], grad_x, grad_weight)
+        ctx.save_for_backward(grad_features, grad_weight)
+        ctx.dtype = weight.dtype
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad_features, grad_weight = ctx.saved_tensors
+        return grad_features * grad, (grad_weight * grad).to(ctx.dtype), None
+
+
+def _loss_and_gradients(
+    x: Tensor, weight: Tensor, ids: Tensor, logits: Tensor, grad_x: Tensor, grad_weight: Tensor
+) -> Tensor:
+    """The summed loss of rows x (rows, D) with targets ids (rows,); sets grad_x and adds to grad_weight.
+
+    logits (rows, V) is room to compute in. The gradient of -log softmax(logits)[id] is softmax(logits) - onehot(id).
+    """
+    valid, ids = ids != IGNORE_INDEX, ids.clamp(min=0)[:, None]
+    torch.mm(x, weight.t(), out=logits)
+    p = torch.softmax(logits, dim=-1, out=logits)
+    p_target = p.gather(1, ids).float().clamp(min=torch.finfo(torch.float32).tiny)
+    # p_target - 1 would lose its digits where p_target is near 1; the sum of all others does not.
+    others = p.scatter_(1, ids, 0).sum(dim=-1, keepdim=True, dtype=torch.float32)
+    p.scatter_(1, ids, (-others).to(p.dtype)).mul_(valid[:, None].to(p.dtype))
+    torch.mm(p, weight, out=grad_x)
+    if p.dtype == torch.float32:
+        grad_weight.addmm_(p.t(), x)
+    else:
+        grad_weight += p.t() @ x
+    losses = torch.where(others < 0.5, -torch.log1p(-others), -p_target.log()).squeeze(1)
+    return losses.masked_fill(~valid, 0).sum()

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slm.config import ModelConfig
+from slm.model.functions import attend, relu2, rotate
 from slm.model.kv_cache import KVCache
 
 
@@ -69,14 +70,14 @@ class Rotation(nn.Module):
         frequencies = config.rope_base ** (-torch.arange(0, config.head_dim, 2) / config.head_dim)  # (d/2,)
         angles = torch.outer(torch.arange(config.max_seq_len), frequencies)
         # Derived from the configuration, hence not part of a saved model.
-        self.register_buffer("cos", angles.cos().repeat(1, 2), persistent=False)  # (max_seq_len, d)
-        self.register_buffer("sin", angles.sin().repeat(1, 2), persistent=False)
+        cos, sin = angles.cos(), angles.sin()
+        self.register_buffer("cos", torch.cat((cos, cos), dim=1)[:, None], persistent=False)  # (max_seq_len, 1, d)
+        self.register_buffer("sin", torch.cat((-sin, sin), dim=1)[:, None], persistent=False)
 
     def forward(self, x: Tensor, start: int) -> Tensor:
-        """x (B, heads, T, d), each position rotated by its own angle."""
-        cos, sin = self.cos[start : start + x.size(2)], self.sin[start : start + x.size(2)]
-        first, second = x.chunk(2, dim=-1)
-        return (x * cos + torch.cat((-second, first), dim=-1) * sin).type_as(x)
+        """x (B, T, heads, d), each position rotated by its own angle."""
+        end = start + x.size(1)
+        return rotate(x, self.cos[start:end], self.sin[start:end])
 
 
 class NoRotation(nn.Module):
@@ -137,8 +138,6 @@ class Attention(nn.Module):
         super().__init__()
         self.layer = layer
         self.head_dim = config.head_dim
-        self.dropout = config.dropout
-        self.grouped = config.kv_heads != config.num_heads
         kv_dim = config.kv_heads * config.head_dim
         self.q_proj = nn.Linear(config.embed_dim, config.embed_dim, bias=config.bias)
         self.k_proj = nn.Linear(config.embed_dim, kv_dim, bias=config.bias)
@@ -156,21 +155,14 @@ class Attention(nn.Module):
         """
         B, T, D = x.shape
         start = cache.length(self.layer) if cache else 0
-        q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, d)
-        k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, d)
-        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, d)
+        q = self.q_proj(x).view(B, T, -1, self.head_dim)  # (B, T, H, d)
+        k = self.k_proj(x).view(B, T, -1, self.head_dim)  # (B, T, K, d)
+        v = self.v_proj(x).view(B, T, -1, self.head_dim)  # (B, T, K, d)
         q, k = self.rotate(self.q_norm(q), start), self.rotate(self.k_norm(k), start)
+        q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))  # (B, H or K, T, d)
         if cache:
             k, v = cache.append(self.layer, k, v)  # (B, K, S, d)
-        x = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=mask is None,
-            dropout_p=self.dropout if self.training else 0.0,
-            enable_gqa=self.grouped,
-        )  # (B, H, T, d)
+        x = attend(q, k, v, mask)  # (B, H, T, d)
         output: Tensor = self.o_proj(x.transpose(1, 2).reshape(B, T, D))
         return output
 
@@ -178,11 +170,6 @@ class Attention(nn.Module):
 def gelu(x: Tensor) -> Tensor:
     """GELU, elementwise (Hendrycks & Gimpel 2016, the tanh form of section 2, as in GPT-2)."""
     return F.gelu(x, approximate="tanh")
-
-
-def relu2(x: Tensor) -> Tensor:
-    """max(x, 0)^2, elementwise (So et al. 2021, Primer)."""
-    return F.relu(x).square()
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu2": relu2}
@@ -246,6 +233,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.embed_dim)
+        self.embedding_norm = make_norm(config, config.embed_dim) if config.embedding_norm else nn.Identity()
         self.positions = POSITIONS[config.positions][0](config)
         self.dropout = nn.Dropout(config.dropout)
         self.mask = CausalMask() if config.document_start is None else DocumentMask(config.document_start)
@@ -262,7 +250,7 @@ class LanguageModel(nn.Module):
         Radford et al. 2019, section 2.3. Norms keep their initial ones and zeros.
         """
         # 2 * num_layers branches add up in the residual stream; scaling each by 1/sqrt of that keeps its size.
-        residual_std = 0.02 / math.sqrt(2 * self.config.num_layers)
+        residual_std = 0.0 if self.config.zero_init else 0.02 / math.sqrt(2 * self.config.num_layers)
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 is_branch_end = name.endswith(("o_proj", "down_proj"))
@@ -286,7 +274,7 @@ class LanguageModel(nn.Module):
                 f"{start + tokens.size(1)} tokens are more than max_seq_len = {self.config.max_seq_len}, "
                 "the most this model can look at. Pass only the last ones."
             )
-        x = self.dropout(self.positions(self.embedding(tokens), start))
+        x = self.dropout(self.positions(self.embedding_norm(self.embedding(tokens)), start))
         mask = self.mask(tokens, cache)
         for block in self.blocks:
             x = block(x, mask, cache)

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+SLOW_LAPS = 3  # in a row, after which a run is told to be slow
+
 
 class Clock:
     """Seconds of training, without those spent in evaluation."""
@@ -37,3 +39,19 @@ class Clock:
         finally:
             self._stopped_at = None
             self._start += time.perf_counter() - stopped_at
+
+
+class SpeedWatch:
+    """Notices that a run has become much slower than it was."""
+
+    def __init__(self) -> None:
+        self._best, self._slow_laps, self._told = 0.0, 0, False
+
+    def fell(self, tokens_per_second: float) -> float | None:
+        """The speed that there was, once, when it has fallen to a third of that in several laps in a row."""
+        self._best = max(self._best, tokens_per_second)
+        self._slow_laps = self._slow_laps + 1 if tokens_per_second < self._best / 3 else 0
+        if self._slow_laps < SLOW_LAPS or self._told:
+            return None
+        self._told = True
+        return self._best

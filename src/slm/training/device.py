@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,12 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from slm.config import ModelConfig, TrainConfig, UserError
-from slm.model.loss import WithLoss
+from slm.training.tuning import Choice, choose, seconds_of_step, thread_counts, time_steps
 
+_WORTH_COMPILING_SECONDS = 600.0  # a minute or two for compiling, which gains 10 to 40 %
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# bf16 loses digits, and a choice on the edge could change from run to run: it must be clearly faster on a CPU.
-_WORTH_IT = 1.5
-_PROBES, _PROBE_POSITIONS = 4, 512
 
 
 @dataclass(frozen=True)
@@ -33,6 +29,7 @@ class Machine:
     precision: str
     threads: int
     why: str
+    compile: bool = False
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context that runs matrix products in this precision."""
@@ -44,6 +41,12 @@ class Machine:
         """The loss scaling that fp16 needs; does nothing in the other precisions."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
+    def take(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """A batch on this device; the copy to a GPU goes on while the host prepares the step."""
+        if self.device.type == "cuda":
+            tokens, targets = tokens.pin_memory(), targets.pin_memory()
+        return tokens.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
+
     def free_memory(self) -> None:
         """Gives back what torch keeps of an accelerator's memory for later."""
         if self.device.type == "cuda":
@@ -52,14 +55,20 @@ class Machine:
             torch.mps.empty_cache()
 
     @contextmanager
-    def with_threads(self) -> Iterator[None]:
-        """A context in which torch computes with this machine's number of CPU threads."""
-        before = torch.get_num_threads()
+    def in_use(self) -> Iterator[None]:
+        """A context in which torch computes with this machine's number of CPU threads.
+
+        Where half precision is fine, what stays in fp32 on a GPU may be computed in TF32.
+        """
+        before, tf32 = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32
         torch.set_num_threads(self.threads)
+        if self.device.type == "cuda" and self.precision != "fp32":
+            torch.backends.cuda.matmul.allow_tf32 = True
         try:
             yield
         finally:
             torch.set_num_threads(before)
+            torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
 @contextmanager
@@ -104,19 +113,53 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in str(error)
 
 
-def choose_machine(config: TrainConfig, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Machine:
+def choose_machine(
+    config: TrainConfig, model: nn.Module, batch: tuple[Tensor, Tensor], total_steps: int = 0
+) -> Machine:
     """The device, precision and threads that the settings ask for, "auto" replaced by the best that is here.
 
-    batch: some (tokens, targets) (B, T), for timing the model where that decides.
+    batch: some (tokens, targets) (B, T), for timing the model where that decides, as does total_steps.
     """
     device, why_device = choose_device(config.device)
-    threads = config.threads or torch.get_num_threads()
-    if device.type == "cpu":
-        why_device = ", ".join(filter(None, [f"{threads} thread{'s' * (threads > 1)}", why_device]))
-    machine = Machine(device, "fp32", threads, f"{device} ({why_device})" if why_device else str(device))
-    with machine.with_threads():
-        precision, why = _choose_precision(config.precision, device, model, batch)
-    return dataclasses.replace(machine, precision=precision, why=f"{machine.why}; {precision}{why}")
+    most = torch.get_num_threads()
+    if device.type != "cpu":
+        precision, why = _precision_of_gpu(config.precision, device)
+        why = f"{_with(str(device), why_device)}; {precision}{why}"
+        machine = Machine(device, precision, config.threads or most, why, config.compile == "on")
+        if config.compile == "auto" and device.type == "cuda":
+            return _with_compile(machine, model, batch, total_steps)
+        return machine
+    counts = [config.threads] if config.threads else thread_counts(most)
+    precisions = ["fp32", "bf16"] if config.precision == "auto" else [config.precision]
+    if precisions == ["fp32", "bf16"] and not _has_bf16():
+        precisions, why_device = ["fp32"], why_device + ", no bf16"
+    choices = [Choice(threads, precision) for precision in precisions for threads in counts]
+    chosen, why = choices[-1], ""
+    if len(choices) > 1 and config.precision != "fp16":
+        chosen, why = choose(time_steps(model, batch, choices))
+    threads = f"{chosen.threads} thread{'s' * (chosen.threads > 1)}"
+    told = _with(str(device), ", ".join(filter(None, (threads, why_device))))
+    why = f"{told}; {_with(chosen.precision, why)}"
+    # Compiling took 20 to 45 seconds on CPUs and made steps from 40 % slower to 10 % faster: auto never does it there.
+    return Machine(device, chosen.precision, chosen.threads, why, config.compile == "on")
+
+
+def _with_compile(machine: Machine, model: nn.Module, batch: tuple[Tensor, Tensor], total_steps: int) -> Machine:
+    """The machine with torch.compile where the run will be long enough to pay the time for it back."""
+    seconds = total_steps * seconds_of_step(model, batch, machine)
+    if seconds < _WORTH_COMPILING_SECONDS:
+        return machine
+    return dataclasses.replace(machine, compile=True, why=f"{machine.why}; compiled (the run is long)")
+
+
+def _with(what: str, why: str) -> str:
+    return f"{what} ({why})" if why else what
+
+
+def _has_bf16() -> bool:
+    """False where this CPU only emulates bf16, slowly."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return supported is None or bool(supported())
 
 
 def choose_device(name: str) -> tuple[torch.device, str]:
@@ -134,55 +177,18 @@ def choose_device(name: str) -> tuple[torch.device, str]:
     return torch.device(name), ""
 
 
-def _choose_precision(
-    name: str, device: torch.device, model: nn.Module, batch: tuple[Tensor, Tensor]
-) -> tuple[str, str]:
+def _precision_of_gpu(name: str, device: torch.device) -> tuple[str, str]:
     """The precision and why, as words to follow its name."""
     native = (
         device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0) or torch.version.hip is not None
     )
     if name != "auto":
         return name, " (which this GPU only emulates)" if name == "bf16" and not native else ""
-    if device.type == "cuda":
-        if native:
-            return "bf16", " (native on this GPU)"
-        return "fp16", " with loss scaling (this GPU has no native bf16)"
-    if device.type != "cpu":
+    if device.type != "cuda":
         return "fp32", f" (half precision on {device.type} is untested)"
-    try:
-        gain = _bf16_gain(WithLoss(model), *batch)
-    except RuntimeError:  # a module of the user's own that cannot
-        return "fp32", " (the model does not run in bf16)"
-    if gain >= _WORTH_IT:
-        return "bf16", f" ({gain:.1f} times as fast as fp32 here)"
-    return "fp32", f" (bf16 is {gain:.1f} times as fast here, worth it from {_WORTH_IT} on)"
-
-
-def _bf16_gain(with_loss: WithLoss, tokens: Tensor, targets: Tensor) -> float:
-    """How many times faster this CPU runs this model, forward and backward, in bf16 than in fp32.
-
-    Not a bare matrix product: casts, and what stays in fp32, eat up much of what bf16 gains there.
-    """
-    windows = max(1, _PROBE_POSITIONS // tokens.size(1))
-    tokens, targets = tokens[:windows, :_PROBE_POSITIONS], targets[:windows, :_PROBE_POSITIONS]
-    was_training = with_loss.training
-    with_loss.eval()  # draws no dropout
-
-    def seconds(enabled: bool) -> float:
-        start = time.perf_counter()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            loss = with_loss(tokens, targets)
-        loss.backward()
-        return time.perf_counter() - start
-
-    fp32 = bf16 = math.inf
-    for _ in range(_PROBES):  # in turn, so that a machine that gets busy slows both
-        fp32, bf16 = min(fp32, seconds(False)), min(bf16, seconds(True))
-        if bf16 > fp32:  # although the first round of fp32 paid for warming up: no need to look again
-            break
-    with_loss.zero_grad(set_to_none=True)
-    with_loss.train(was_training)
-    return fp32 / bf16
+    if native:
+        return "bf16", " (native on this GPU)"
+    return "fp16", " with loss scaling (this GPU has no native bf16)"
 
 
 def estimate_memory(model: ModelConfig, micro_batch_size: int, batch_positions: int) -> int:

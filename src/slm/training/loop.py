@@ -21,17 +21,18 @@ from slm.data.batches import Batches, stream_seed
 from slm.data.tokenizer import Tokenizer
 from slm.metrics.evaluate import evaluate, evaluation_batch_size
 from slm.model.loss import WithLoss
-from slm.training.clock import Clock
+from slm.training.clock import Clock, SpeedWatch
 from slm.training.device import Machine, choose_device, choose_machine, seeded
 from slm.training.optimizer import learning_rate_at, make_optimizer
 from slm.training.packing import copy_weights, pack_model, versions
-from slm.training.plan import check_ids, fingerprint, resolve
+from slm.training.plan import check_ids, fingerprint, planned_steps, resolve
 from slm.training.saving import RunFolder
 from slm.training.state import checkpoint_of, restore
-from slm.training.step import StepResult, train_step
+from slm.training.step import train_step
+from slm.training.tuning import compiled
+from slm.training.watch import Watch
 
 Record = dict[str, Any]
-MAX_BAD_STEPS = 5  # non-finite steps in a row after which a run stops
 
 
 @dataclass
@@ -85,7 +86,7 @@ def train_and_evaluate(
             folder.check_early(asked)
             config = folder.take_over(config)
         model.to(choose_device(config.device)[0])
-        machine = choose_machine(config, model, next(batches.epoch(0)))
+        machine = choose_machine(config, model, next(batches.epoch(0)), planned_steps(config, batches))
         config = resolve(config, batches, val_dataset, machine)
         if folder and not folder.begun:
             resolved, data = dataclasses.asdict(config), fingerprint(train_dataset, val_dataset)
@@ -93,9 +94,10 @@ def train_and_evaluate(
             folder.check(resolved, made_with)
             folder.begin(asked, resolved, made_with)
         trainer = Trainer(model, batches, val_dataset, config, machine, tokenizer, folder, on_log, should_stop)
-        with machine.with_threads(), seeded(machine.device, stream_seed("training", config.seed)):
+        with machine.in_use(), seeded(machine.device, stream_seed("training", config.seed)):
             restore(trainer)
-            trainer.train()
+            with trainer.compiled():
+                trainer.train()
         if trainer.history.message:
             warnings.warn(trainer.history.message, stacklevel=2)
         if folder and folder is not model_dir:
@@ -139,18 +141,17 @@ class Trainer:
         self.asked_at = 0.0  # when should_stop was asked last
         self.total_steps = config.max_steps or 0
         self.micro_batch_size = config.micro_batch_size or config.batch_size
-        self.with_loss = WithLoss(model)
-        self.optimizer = make_optimizer(model, config, machine.device)
+        self.with_loss: nn.Module = WithLoss(model)
+        self.optimizer = make_optimizer(model, config, machine)
         self.scaler = machine.grad_scaler()
+        self.watch = Watch(machine.device, self.scaler)
         self.bytes_per_token = tokenizer.bytes_per_token() if tokenizer else None
         self.history = History(self.total_steps)
         self.best_weights: dict[str, Tensor] = {}
         self.step = 0  # the last one done
         self.tokens_seen = 0
-        self.losses: list[float] = []  # since the last log
-        self.bad_steps = 0  # in a row
         self.evaluation_is_due = self.save_is_due = False
-        self.clock = Clock()
+        self.clock, self.speed_watch = Clock(), SpeedWatch()
 
     @property
     def epoch(self) -> int:
@@ -180,6 +181,17 @@ class Trainer:
         """How the run stands, for its checkpoint."""
         ended = self.history.status != "finished" or self.step >= self.total_steps or self.out_of_patience
         return self.history.status if ended else "running"
+
+    @contextmanager
+    def compiled(self) -> Iterator[None]:
+        """A context in which the steps run compiled, where the machine says so."""
+        plain = self.with_loss
+        if not self.machine.compile:
+            yield
+            return
+        with compiled(plain, next(self.batches.epoch(0)), self.machine) as self.with_loss:
+            yield
+        self.with_loss = plain
 
     def train(self) -> None:
         """All steps and evaluations, until the last step, a request to stop, or a loss that is no number."""
@@ -220,7 +232,8 @@ class Trainer:
 
     def end(self, is_whole: bool) -> None:
         """The last checkpoint; the model gets its best weights."""
-        self.history.step = self.step
+        self.watch.read()
+        self.history.step, self.history.skipped_steps = self.step, self.watch.skipped_steps
         if is_whole:
             self.save()
         else:  # what is left of a step that was broken off is for memory alone
@@ -235,11 +248,10 @@ class Trainer:
 
     def steps(self) -> Iterator[tuple[bool, Tensor, Tensor]]:
         """For each step that is left: whether it ends its epoch, tokens (B, T) and targets (B, T)."""
-        device = self.machine.device
         while self.step < self.total_steps:
             epoch, first = divmod(self.step, len(self.batches))
-            for index, (tokens, targets) in enumerate(self.batches.epoch(epoch, first), first + 1):
-                yield index == len(self.batches), tokens.to(device), targets.to(device)
+            for index, batch in enumerate(self.batches.epoch(epoch, first), first + 1):
+                yield index == len(self.batches), *self.machine.take(*batch)
                 if self.step == self.total_steps:
                     return
 
@@ -261,9 +273,12 @@ class Trainer:
         self.step += 1
         self.tokens_seen += tokens.numel()
         self.take_smaller(result.micro_batch_size)
-        self.watch(result, lr)
+        self.watch.add(self.step, lr, result)
         if self.step in (1, self.total_steps) or self.step % self.config.log_every == 0:
-            self.log(lr, result.grad_norm)
+            self.watch.read(leave=self.watch.lag)
+            self.log(lr)
+        if self.watch.message:
+            self.history.status, self.history.message = "diverged", self.watch.message
         if self.folder:
             self.folder.poll()
 
@@ -277,40 +292,34 @@ class Trainer:
             )
             self.micro_batch_size = micro_batch_size
 
-    def watch(self, result: StepResult, lr: float) -> None:
-        """Keeps count of steps whose loss or gradient is no number; after a few in a row the run has diverged."""
-        scale_may_be_too_high = self.scaler.is_enabled() and self.scaler.get_scale() >= 1
-        fine = math.isfinite(result.loss) and (math.isfinite(result.grad_norm) or scale_may_be_too_high)
-        self.bad_steps = 0 if fine else self.bad_steps + 1
-        self.history.skipped_steps += not result.is_finite
-        if math.isfinite(result.loss):
-            self.losses.append(result.loss)
-        if self.bad_steps == MAX_BAD_STEPS:
-            first = self.step - MAX_BAD_STEPS + 1
-            self.history.status = "diverged"
-            self.history.message = (
-                f"The loss or gradient was no finite number in {MAX_BAD_STEPS} steps in a row, from step {first} on "
-                f"(learning rate {lr:.3g}, loss {result.loss:.3g}, gradient norm {result.grad_norm:.3g}). Those steps "
-                "changed nothing. Lower learning_rate, raise warmup_steps, or take precision = fp32."
-            )
-
-    def log(self, lr: float, grad_norm: float) -> None:
+    def log(self, lr: float) -> None:
         """Records the mean training loss since the last log, the learning rate and the speed."""
         seconds, tokens = self.clock.lap(self.tokens_seen)
+        self.tell_of_speed(tokens / seconds)
         self.record(
             {
                 "step": self.step,
                 "epoch": self.epoch,
-                "train_loss": sum(self.losses) / len(self.losses) if self.losses else math.nan,
+                "train_loss": self.watch.take_mean_loss(),
                 "lr": lr,
-                "grad_norm": grad_norm,
-                "skipped_steps": self.history.skipped_steps,
+                "grad_norm": self.watch.grad_norm,
+                "skipped_steps": self.watch.skipped_steps,
                 "tokens_seen": self.tokens_seen,
                 "tokens_per_second": tokens / seconds,
                 "elapsed_seconds": self.clock.elapsed_seconds(),
             }
         )
-        self.losses.clear()
+
+    def tell_of_speed(self, tokens_per_second: float) -> None:
+        """Warns, once, when a CPU with several threads has become much slower than it was."""
+        before = self.speed_watch.fell(tokens_per_second)
+        if before and self.machine.device.type == "cpu" and self.machine.threads > 1:
+            warnings.warn(
+                f"{tokens_per_second:,.0f} tokens/s, less than a third of the {before:,.0f} that there were: something "
+                f"else keeps this machine's cores busy, and {self.machine.threads} threads wait for each other. Stop "
+                "it, or stop this run and go on with --threads 1.",
+                stacklevel=2,
+            )
 
     def evaluate(self) -> None:
         """Records the metrics over the validation data; the best weights so far are kept and saved.
@@ -369,13 +378,14 @@ class Trainer:
     def save(self) -> None:
         """Asks for a checkpoint of this step: training waits only until its tensors are copied."""
         self.save_is_due = False
+        self.watch.read()
         folder = self.folder
         if not folder or not self.step:
             return
         if folder.step != self.step or (self.status, folder.status) == ("finished", "interrupted"):
             weights = self.best_weights if self.is_best else copy_weights(self.model.state_dict(), torch.clone)
             # Where the weights have gone bad, the last good state is in an earlier checkpoint.
-            if not self.bad_steps or all(tensor.isfinite().all() for tensor in weights.values()):
+            if not self.watch.bad_steps or all(tensor.isfinite().all() for tensor in weights.values()):
                 folder.save(self.step, *checkpoint_of(self, weights))
 
 

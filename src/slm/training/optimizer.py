@@ -1,42 +1,69 @@
-"""Parameter groups, AdamW, and the learning rate of each step."""
+"""Parameter groups, the optimizer, and the learning rate of each step."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
 from slm.config import TrainConfig
+from slm.training.device import Machine
+from slm.training.muon import Muon
 
 _FUSED_DEVICES = {"cpu", "cuda", "mps"}
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019, algorithm 2), whose weight decay spares biases, norms and other vectors."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def make_optimizer(model: nn.Module, config: TrainConfig, machine: Machine) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019, algorithm 2), or Muon for the matrices of hidden layers and AdamW for the rest.
+
+    Weight decay spares biases, norms and other vectors.
+    """
+    hidden = hidden_matrices(model) if config.optimizer == "muon" else []
+    taken = {id(parameter) for parameter in hidden}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+    groups = [group for group in groups if group["params"]]
+    fused = machine.device.type in _FUSED_DEVICES
+    betas = (config.beta1, config.beta2)
+    if not hidden:
+        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=fused)
+    fast_bf16 = machine.device.type == "cuda" or machine.precision == "bf16"
+    return Muon(
+        hidden,
+        groups,
         lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        fused=device.type in _FUSED_DEVICES,
+        betas=betas,
+        weight_decay=config.weight_decay,
+        fused=fused,
+        dtype=torch.bfloat16 if fast_bf16 else torch.float32,
     )
+
+
+def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The weights of linear layers but for the last, which is the output; nor what is an embedding, too."""
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    weights: list[Any] = [module.weight for module in model.modules() if isinstance(module, nn.Linear)][:-1]
+    unique = {id(weight): weight for weight in weights if weight.requires_grad and id(weight) not in embeddings}
+    return list(unique.values())
 
 
 def learning_rate_at(step: int, config: TrainConfig, total_steps: int) -> float:
     """The learning rate of step 0 .. total_steps - 1: a linear warm-up to the peak, then the schedule's fall.
 
-    config.warmup_steps must be set, as `resolve` does.
+    config.warmup_steps must be set, as `resolve` does; decay_steps, too, but for a run whose end is not known yet.
     """
     warmup_steps, peak, end = config.warmup_steps or 0, config.learning_rate, config.min_learning_rate
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     done = (step - warmup_steps) / max(total_steps - warmup_steps, 1)  # 0 .. 1
-    if config.schedule == "constant":
+    if config.schedule == "wsd":
+        done = 1 - (total_steps - step) / config.decay_steps if config.decay_steps else 0.0
+    if config.schedule == "constant" or done <= 0:
         return peak
     if config.schedule == "cosine":
         return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * done))

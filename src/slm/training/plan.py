@@ -22,7 +22,7 @@ def resolve(config: TrainConfig, batches: Batches, val_dataset: Dataset[Any], ma
     """The settings with every default that depends on the data or the machine filled in."""
     if not len(val_dataset):  # type: ignore[arg-type]
         raise UserError("the validation dataset is empty: there is nothing to evaluate on.")
-    total_steps = config.max_steps or config.epochs * len(batches)
+    total_steps = planned_steps(config, batches)
     # A forward costs a third of a step, so this many evaluations are half as much work as the training.
     affordable = 1.5 * total_steps * config.batch_size / len(val_dataset)  # type: ignore[arg-type]
     evaluations = max(1, min(EVALUATIONS, total_steps, int(affordable)))
@@ -32,10 +32,17 @@ def resolve(config: TrainConfig, batches: Batches, val_dataset: Dataset[Any], ma
         warmup_steps=min(100, total_steps // 20) if config.warmup_steps is None else config.warmup_steps,
         micro_batch_size=min(config.micro_batch_size or config.batch_size, config.batch_size),
         eval_every=config.eval_every or total_steps // evaluations,
+        decay_steps=config.decay_steps or (max(1, total_steps // 2) if config.schedule == "wsd" else None),
+        compile="on" if machine.compile else "off",
         device=str(machine.device),
         precision=machine.precision,
         threads=machine.threads,
     )
+
+
+def planned_steps(config: TrainConfig, batches: Batches) -> int:
+    """The steps of a run, as far as the settings tell."""
+    return config.max_steps or config.epochs * len(batches)
 
 
 def check_ids(model: nn.Module, dataset: Dataset[Any], name: str, batch_size: int) -> None:

@@ -24,11 +24,12 @@ MAY_CHANGE = {  # and what it does
     "device": _OTHER_DIGITS,
     "precision": "from here on, the numbers differ from those of an unbroken run",
     "threads": _OTHER_DIGITS,
+    "compile": _OTHER_DIGITS,
     "micro_batch_size": _OTHER_DIGITS,
     "log_every": "from here on, metrics.jsonl has lines at other steps",
     "max_steps": _LONGER,
 }
-_MEASURED = ("device", "precision", "threads")
+_MEASURED = ("device", "precision", "threads", "compile")
 _LENGTH = ("epochs", "max_steps")
 _OF_THE_TEXT = {field.name for field in dataclasses.fields(DataConfig)} - {"mask_documents"}
 _FROM_THE_TEXT = {"vocab_size", "document_start"}  # known once it is read

@@ -18,8 +18,9 @@ from slm.training.resume import BEST, MODEL, STATE
 if TYPE_CHECKING:
     from slm.training.loop import Trainer
 
-_COUNTS = ("step", "tokens_seen", "bad_steps")
-_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # that AdamW keeps of each parameter
+_COUNTS = ("step", "tokens_seen")
+_WATCHED = ("bad_steps", "skipped_steps")
+_MOMENTS = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})  # that AdamW or Muon keeps of a parameter
 
 
 def checkpoint_of(trainer: Trainer, weights: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -31,9 +32,9 @@ def checkpoint_of(trainer: Trainer, weights: Mapping[str, Tensor]) -> tuple[dict
     metrics = best if best and trainer.is_best else {"step": trainer.step, "epoch": trainer.epoch}
     state = {
         **{name: getattr(trainer, name) for name in _COUNTS},
-        "losses": list(trainer.losses),
+        **{name: getattr(trainer.watch, name) for name in _WATCHED},
+        "losses": list(trainer.watch.losses),
         "evaluation_is_due": trainer.evaluation_is_due,
-        "skipped_steps": trainer.history.skipped_steps,
         "best": dict(best) if best else None,
         "optimizer": copied(trainer.optimizer.state_dict()),
         "scaler": trainer.scaler.state_dict(),
@@ -44,6 +45,7 @@ def checkpoint_of(trainer: Trainer, weights: Mapping[str, Tensor]) -> tuple[dict
     if best and not trainer.is_best:
         contents[BEST] = pack_model(trainer.model, trainer.best_weights, trainer.tokenizer, best)
     choices = {"device": str(machine.device), "precision": machine.precision, "threads": machine.threads}
+    choices["compile"] = "on" if machine.compile else "off"
     choices["micro_batch_size"] = trainer.micro_batch_size
     about = {"status": trainer.status, "total_steps": trainer.total_steps, "choices": choices}
     return contents, {**about, "best_step": best["step"] if best else None}
@@ -66,9 +68,11 @@ def restore(trainer: Trainer) -> None:
         set_random_state(device, state["random"])
         for name in _COUNTS:
             setattr(trainer, name, state[name])
-        trainer.losses, trainer.evaluation_is_due = list(state["losses"]), bool(state["evaluation_is_due"])
+        for name in _WATCHED:
+            setattr(trainer.watch, name, state[name])
+        trainer.watch.losses, trainer.evaluation_is_due = list(state["losses"]), bool(state["evaluation_is_due"])
         trainer.clock = Clock(state["elapsed_seconds"], trainer.tokens_seen)
-        history.skipped_steps, history.best, history.records = state["skipped_steps"], state["best"], folder.records()
+        history.best, history.records = state["best"], folder.records()
         history.resumed_from = trainer.step
         if history.best:
             best = packed if trainer.is_best else checkpoint.load_file(files.join(saved, BEST))
@@ -82,7 +86,7 @@ def restore(trainer: Trainer) -> None:
 
 def _check(state: Mapping[str, Any], step: int) -> None:
     """Raises an error of some kind where a state cannot be one that `checkpoint_of` made at this step."""
-    counts, best = [state[name] for name in (*_COUNTS, "skipped_steps")], state["best"]
+    counts, best = [state[name] for name in (*_COUNTS, *_WATCHED)], state["best"]
     fine = all(type(count) is int and count >= 0 for count in counts) and state["step"] == step
     fine = fine and type(state["losses"]) is list and type(state["scaler"]) is dict
     fine = fine and all(type(number) is float for number in (state["elapsed_seconds"], *state["losses"]))
@@ -101,7 +105,7 @@ def _restore_moments(
         group["lr"] = float(saved["lr"])
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     for parameter, kept in optimizer.state.items():
-        if set(kept) != _MOMENTS or any(kept[name].shape not in ((), parameter.shape) for name in _MOMENTS):
+        if set(kept) not in _MOMENTS or any(value.shape not in ((), parameter.shape) for value in kept.values()):
             raise ValueError("the moments are of another optimizer")
 
 

@@ -13,16 +13,14 @@ from slm.training.device import Machine, is_out_of_memory, random_state, set_ran
 
 
 class StepResult(NamedTuple):
-    """The loss of a step before its update, in nats per token, and the length of its gradient before clipping."""
+    """The loss of a step before its update, in nats per token, and the length of its gradient before clipping.
 
-    loss: float
-    grad_norm: float
+    Both are tensors of no dimension on the model's device: reading them waits for the step.
+    """
+
+    loss: Tensor
+    grad_norm: Tensor
     micro_batch_size: int = 0  # what memory allowed
-
-    @property
-    def is_finite(self) -> bool:
-        """False where the step changed nothing, for its loss or gradient is infinite or no number."""
-        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 def train_step(
@@ -67,11 +65,21 @@ def train_step(
             set_random_state(machine.device, random)
     scaler.unscale_(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    grad_norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm or math.inf).item()
-    result = StepResult(loss.item(), grad_norm, micro_batch_size)
-    # fp16's loss scaling meets infinite gradients in normal operation; it skips them itself and lowers the scale.
-    if result.is_finite or (scaler.is_enabled() and math.isfinite(result.loss)):
-        scaler.step(optimizer)
-    scaler.update()
+    grad_norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm or math.inf)
+    if scaler.is_enabled():  # skips infinite gradients itself
+        if torch.isfinite(loss):
+            scaler.step(optimizer)
+        scaler.update()
+    else:
+        _update(optimizer, torch.isfinite(loss) & torch.isfinite(grad_norm))
     optimizer.zero_grad(set_to_none=True)
-    return result
+    return StepResult(loss, grad_norm, micro_batch_size)
+
+
+def _update(optimizer: torch.optim.Optimizer, is_finite: Tensor) -> None:
+    """The optimizer's step, which changes nothing where is_finite is False."""
+    if is_finite.device.type != "cpu":  # the device finds out by itself: asking it would wait for it
+        optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
+    elif not is_finite:
+        return
+    optimizer.step()
