@@ -25,6 +25,7 @@ FLOORS = {
     "run": 4,
     "display": 4,
     "header": 4,
+    "dial": 4,
     "verify": 4,
     "cli": 5,
     "__init__": 5,

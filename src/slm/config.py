@@ -187,6 +187,9 @@ class DataConfig(Checked):
         group="data",
         everyday=True,
     )
+    val_tokens: int = setting(
+        1_000_000, "Validation tokens that each evaluation reads, at most.", group="data", rule="at least 1"
+    )
     mask_documents: bool = setting(
         False, "Keep attention inside a document: what stands before its beginning is not seen.", group="data"
     )
@@ -210,6 +213,14 @@ class TrainConfig(Checked):
         "End the run at this step, whatever the epochs: fewer or more.",
         group="training",
         rule="at least 1",
+        everyday=True,
+    )
+    max_minutes: float | None = setting(
+        None,
+        "Train for so long: what you do not set (sizes, vocabulary, batch, learning rate, dropout, steps) is chosen "
+        "for the best model that this machine can make of the text in this time.",
+        group="training",
+        rule="above 0 and at most 1440",
         everyday=True,
     )
     seed: int = setting(
@@ -353,6 +364,7 @@ class RunOptions(Checked):
         "Read all the data again and compare it with what is prepared; else sizes and dates tell.",
         group="output",
     )
+    plan_only: bool = setting(False, "Print what would be done, and why, and stop.", group="output", everyday=True)
     quiet: bool = setting(False, "Print only warnings and errors.", group="output", everyday=True)
 
 

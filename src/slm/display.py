@@ -67,22 +67,24 @@ class Display:
         which = "" if metrics["step"] == last else f"; the best, of step {metrics['step']}, is kept"
         resumable = f"; the same command goes on from step {last:,}" if ended == "stopped" and path else ""
         best = f"; the source's entropy is {source_bits_per_byte:.3f}" if source_bits_per_byte else ""
-        self.print(f"{ended} after step {last:,} of {history.total_steps:,}{which}: {_evaluation(metrics)}{best}")
+        of = f" of {history.total_steps:,}" if history.total_steps else ""
+        self.print(f"{ended} after step {last:,}{of}{which}: {_evaluation(metrics)}{best}")
         if history.skipped_steps:
             self.print(f"{history.skipped_steps:,} steps changed nothing: their loss or gradient was no finite number")
         if path:
             self.print(f"model: {path}{resumable}")
 
     @contextmanager
-    def live(self, total_steps: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-        """A context that gives the consumer of a run's records."""
+    def live(self, total_steps: int, seconds: float | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+        """A context that gives the consumer of a run's records; seconds: that the run may still take, where known."""
+        eta = _Eta(total_steps, seconds)
         if self.quiet:
             yield lambda record: None
         elif sys.stdout.isatty():
-            with _terminal(total_steps) as show:
+            with _terminal(eta) as show:
                 yield show
         else:
-            yield _Plain(total_steps, self.print)
+            yield _Plain(eta, self.print)
 
 
 def _evaluation(record: Mapping[str, Any]) -> str:
@@ -95,10 +97,12 @@ def _evaluation(record: Mapping[str, Any]) -> str:
     return text
 
 
-def _evaluation_line(record: Mapping[str, Any], total_steps: int) -> str:
-    return (
-        f"step {record['step']:>{len(str(total_steps))}}/{total_steps}  epoch {record['epoch']}  {_evaluation(record)}"
-    )
+def _evaluation_line(record: Mapping[str, Any], eta: _Eta) -> str:
+    return f"{eta.place(record['step'])}  epoch {record['epoch']}  {_evaluation(record)}"
+
+
+def _decision_line(record: Mapping[str, Any], eta: _Eta) -> str:
+    return f"{eta.place(record['step'])}  the learning rate falls from here on, for {record['decay_steps']:,} steps"
 
 
 def _clock(seconds: float) -> str:
@@ -108,22 +112,27 @@ def _clock(seconds: float) -> str:
 
 
 class _Eta:
-    """The time left, from the pace since the first record (the first step is slow), evaluations included."""
+    """The time left: what may be spent, or from the pace since the first record (the first step is slow)."""
 
-    def __init__(self, total_steps: int) -> None:
-        self.total_steps = total_steps
+    def __init__(self, total_steps: int, seconds: float | None) -> None:
+        self.total_steps = total_steps  # 0 as long as the end is open
+        self.end = None if seconds is None else time.monotonic() + seconds
         self.first: tuple[int, float] | None = None  # step and time
+
+    def place(self, step: int) -> str:
+        """Such as "step 20/300"."""
+        return f"step {step:>{len(str(self.total_steps))}}/{self.total_steps}" if self.total_steps else f"step {step}"
 
     def left(self, step: int) -> str:
         """ ", 1:23 left", or nothing as long as there is no pace."""
         now = time.monotonic()
         self.first = self.first or (step, now)
+        if self.end is not None:
+            return f", {_clock(max(self.end - now, 0))} left"
         first_step, then = self.first
-        return (
-            f", {_clock((now - then) / (step - first_step) * (self.total_steps - step))} left"
-            if step > first_step
-            else ""
-        )
+        if step <= first_step:
+            return ""
+        return f", {_clock((now - then) / (step - first_step) * (self.total_steps - step))} left"
 
 
 class _Rate:
@@ -189,31 +198,34 @@ def _terminal_work() -> Iterator[Callable[[str, int, int | None], None]]:
 class _Plain:
     """Plain lines: every evaluation, and progress every few seconds at most."""
 
-    def __init__(self, total_steps: int, write: Callable[[str], None]) -> None:
-        self.total_steps, self.write, self.eta = total_steps, write, _Eta(total_steps)
+    def __init__(self, eta: _Eta, write: Callable[[str], None]) -> None:
+        self.eta, self.write = eta, write
         self.last = -_CALM_SECONDS
 
     def __call__(self, record: Mapping[str, Any]) -> None:
+        if "decay_steps" in record:
+            self.eta.total_steps = record["max_steps"]
+            self.write(_decision_line(record, self.eta))
+            return
         if "val_loss" in record:
-            self.write(_evaluation_line(record, self.total_steps))
+            self.write(_evaluation_line(record, self.eta))
             return
         left = self.eta.left(record["step"])
         if time.monotonic() - self.last >= _CALM_SECONDS:
             self.last = time.monotonic()
-            width = len(str(self.total_steps))
-            self.write(
-                f"step {record['step']:>{width}}/{self.total_steps}  loss {record['train_loss']:.4f}, "
-                f"{record['tokens_per_second']:,.0f} tokens/s{left}"
-            )
+            self.write(f"{self.eta.place(record['step'])}  {_progress(record)}{left}")
+
+
+def _progress(record: Mapping[str, Any]) -> str:
+    return f"loss {record['train_loss']:.4f}, {record['tokens_per_second']:,.0f} tokens/s"
 
 
 @contextmanager
-def _terminal(total_steps: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+def _terminal(eta: _Eta) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """One live line, with evaluations printed above it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
-    eta = _Eta(total_steps)
     columns = (
         SpinnerColumn(),  # a sign of life during long evaluations
         TextColumn("step"),
@@ -222,13 +234,17 @@ def _terminal(total_steps: int) -> Iterator[Callable[[Mapping[str, Any]], None]]
         TextColumn("{task.fields[told]}"),
     )
     with Progress(*columns, console=Console(highlight=False), transient=True) as progress:
-        task = progress.add_task("", total=total_steps, told="")
+        task = progress.add_task("", total=eta.total_steps or None, told="")
 
         def show(record: Mapping[str, Any]) -> None:
-            if "val_loss" in record:
-                progress.console.print(_evaluation_line(record, total_steps), markup=False)
+            if "decay_steps" in record:
+                eta.total_steps = record["max_steps"]
+                progress.update(task, total=eta.total_steps)
+                progress.console.print(_decision_line(record, eta), markup=False)
+            elif "val_loss" in record:
+                progress.console.print(_evaluation_line(record, eta), markup=False)
             else:
-                told = f"loss {record['train_loss']:.4f}, {record['tokens_per_second']:,.0f} tokens/s"
-                progress.update(task, completed=record["step"], told=told + eta.left(record["step"]))
+                told = _progress(record) + eta.left(record["step"])
+                progress.update(task, completed=record["step"], told=told)
 
         yield show

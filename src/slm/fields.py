@@ -20,6 +20,7 @@ class UserError(ValueError):
 # The key is the wording of the error message: "dropout = 1.5: must be at least 0 and below 1".
 RULES: dict[str, Callable[[Any], bool]] = {
     "at least 1": lambda value: value >= 1,
+    "above 0 and at most 1440": lambda value: 0 < value <= 1440,
     "1 to 1024": lambda value: 1 <= value <= 1024,
     "at least 2": lambda value: value >= 2,
     "above 0": lambda value: value > 0,

@@ -24,11 +24,9 @@ def header(
     machine: Machine,
     steps_per_epoch: int,
     memory: int,
+    plan: str = "",
 ) -> dict[str, str]:
-    """The choices of a run, by name of the row."""
-    total_steps = config.max_steps or 0
-    positions = config.batch_size * data.train_dataset.window
-    epochs = total_steps / steps_per_epoch
+    """The choices of a run, by name of the row; plan: why it has these sizes, where minutes were asked for."""
     rows = {
         "data": data.name + (f": {'; '.join(data.found)}" if data.found else ""),
         "tokens": _tokens(data, model),
@@ -38,9 +36,14 @@ def header(
         f"windows of {model.max_seq_len}",
         "machine": machine.why,
         "memory": f"about {size_in_words(memory)}",
-        "steps": f"{total_steps:,} of {positions:,} tokens: {_epochs(epochs)} of {many(steps_per_epoch, 'step')}",
+        "steps": _steps(data, config, steps_per_epoch),
         "saved in": settings.options.model_dir or "memory only; run.save(path) writes it",
     }
+    if plan:
+        rows["plan"] = plan
+    if settings.train.recipe != TrainConfig().recipe:
+        rows["recipe"] = f"{settings.train.recipe}; optimizer {config.optimizer}, dropout {model.dropout:g}, "
+        rows["recipe"] += f"learning rate {config.learning_rate:g}"
     if data.source_bits_per_byte:
         rows["yardstick"] = (
             f"the source's entropy, on this validation text, is {data.source_bits_per_byte:.3f} bits per byte: on "
@@ -50,6 +53,14 @@ def header(
         values = flat(settings.data, settings.model, settings.train)
         rows["preset"] = f"{', '.join(f'{name} {values[name]}' for name in preset)}; what you set wins"
     return rows
+
+
+def _steps(data: PreparedData, config: TrainConfig, steps_per_epoch: int) -> str:
+    positions = config.batch_size * data.train_dataset.window
+    an_epoch = many(steps_per_epoch, "step")
+    if config.max_steps is None:
+        return f"of {positions:,} tokens, as many as {config.max_minutes:g} minutes allow; an epoch has {an_epoch}"
+    return f"{config.max_steps:,} of {positions:,} tokens: {_epochs(config.max_steps / steps_per_epoch)} of {an_epoch}"
 
 
 def _epochs(epochs: float) -> str:
@@ -100,11 +111,11 @@ def _worries(settings: Settings, data: PreparedData, config: TrainConfig, epochs
                 f"the {part} part has only {len(dataset.tokens)} tokens: its windows are shortened from "
                 f"{settings.model.max_seq_len} to {dataset.window}."
             )
-    if not data.tokenizer:
+    if not data.tokenizer or config.max_steps is None:  # a plan has weighed the rest
         return worries
-    if (config.max_steps or 0) < FEW_STEPS:
+    if config.max_steps < FEW_STEPS:
         worries.append(
-            f"only {many(config.max_steps or 0, 'step')}: too few to learn much. Raise --epochs or --max_steps, or "
+            f"only {many(config.max_steps, 'step')}: too few to learn much. Raise --epochs or --max_steps, or "
             f"lower --batch_size (now {config.batch_size})."
         )
     if epochs > MANY_EPOCHS:

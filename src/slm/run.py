@@ -18,20 +18,22 @@ from slm.data.batches import Batches, stream_seed
 from slm.data.prepare import absolute
 from slm.data.splits import PreparedData, load_data
 from slm.data.tokenizer import Tokenizer
+from slm.dial import plan_sizes, plan_text, planned_of
 from slm.display import Display
 from slm.header import header, warn
 from slm.model.generation import stream_tokens
 from slm.model.transformer import LanguageModel
 from slm.settings import Settings, as_settings, flat, layered, read_table
 from slm.storage import checkpoint, files
-from slm.training.device import check_memory, choose_device, choose_machine, seeded
+from slm.training.deadline import Deadline
+from slm.training.device import check_memory, choose_device, seeded
 from slm.training.loop import History, Record, train_and_evaluate
 from slm.training.packing import pack_model, unpack_model, versions
-from slm.training.plan import planned_steps, resolve
+from slm.training.plan import settle
 from slm.training.resume import MODEL
 from slm.training.saving import RunFolder
 
-_SAMPLE_TOKENS = 120
+_SAMPLE_TOKENS, _SAMPLE_SECONDS = 120, 0.5
 
 
 @dataclass
@@ -195,10 +197,12 @@ def train_run(
 ) -> Run:
     """The run that resolved settings describe: what both `train` and `slm-train` call."""
     options, display = settings.options, Display(quiet=settings.options.quiet)
+    minutes = settings.train.max_minutes
+    deadline = Deadline(60 * minutes) if minutes else None
     if options.model_dir is None:
         if options.resume == "must":
             raise UserError("resume = 'must': there is no model_dir to go on from. Name it, or leave out resume.")
-        return _train(settings, given, val_given, None, display, on_log, should_stop)
+        return _train(settings, given, val_given, None, display, deadline, on_log, should_stop)
     with display.working() as on_progress:
         if files.is_remote(options.model_dir):
             on_progress(f"looking at {options.model_dir}", 0, None)
@@ -211,9 +215,11 @@ def train_run(
         )
     at_once = False
     try:
+        if deadline and folder.previous:
+            settings = settings.planned(planned_of(folder.previous.resolved))
         folder.check_early(flat(settings.model, settings.train) | _absolute(settings.data))
         settings = dataclasses.replace(settings, train=folder.take_over(settings.train))
-        return _train(settings, given, val_given, folder, display, on_log, should_stop)
+        return _train(settings, given, val_given, folder, display, deadline, on_log, should_stop)
     except SystemExit:  # a second signal
         at_once = True
         raise
@@ -227,13 +233,23 @@ def _train(
     val_given: Any,
     folder: RunFolder | None,
     display: Display,
+    deadline: Deadline | None,
     on_log: Callable[[Record], None] | None,
     should_stop: Callable[[], bool] | None,
 ) -> Run:
     device, _ = choose_device(settings.train.device)
+    to_plan = deadline is not None and not (folder and folder.previous)
+    if deadline and to_plan:
+        settings = settings.planned(plan_text(settings, given, deadline.seconds))
     data = _load_data(settings, given, val_given, display)
     settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, **data.prepared_with))
-    model_config = _fit_model(settings, data)
+    model_config, plan = _fit_model(settings, data), ""
+    if deadline and to_plan:
+        with display.working() as on_progress:
+            on_progress("timing some steps, to plan", 0, None)
+            settings, plan = plan_sizes(settings, model_config, data, deadline, device)
+        data = data.in_windows_of(settings.model.max_seq_len, settings.data.val_tokens)
+        model_config = _fit_model(settings, data)
     made_with = {**versions(), "data_fingerprint": data.fingerprint, "many_documents": data.many_documents}
     _check_repeat(settings, made_with)
     batches = Batches(data.train_dataset, settings.train.batch_size, settings.train.seed)
@@ -241,14 +257,16 @@ def _train(
     memory = check_memory(model_config, micro_batch_size, data.train_dataset.window, device)
     with seeded(device, stream_seed("weights", settings.train.seed)):
         model = LanguageModel(model_config)
-    machine = choose_machine(settings.train, model, next(batches.epoch(0)), planned_steps(settings.train, batches))
-    config = resolve(settings.train, batches, data.val_dataset, machine)
+    machine, config = settle(settings.train, model, batches, data.val_dataset)
     resolved = flat(settings.data, model_config, config) | _absolute(settings.data)
     if data.tokenizer is None:
         del resolved["tokenizer"]
-    rows = header(settings, data, model_config, config, machine, len(batches), memory)
+    rows = header(settings, data, model_config, config, machine, len(batches), memory, plan)
     run = Run(model, data.tokenizer, {}, settings.asked(), resolved, made_with)
     run.source_bits_per_byte = data.source_bits_per_byte
+    if settings.options.plan_only:
+        display.header(rows)
+        return run
     if folder:
         folder.check(resolved, made_with)
         folder.begin(run.asked, resolved, made_with)
@@ -256,7 +274,9 @@ def _train(
             rows["resumed"] = folder.previous.told()
     display.header(rows)
     warn(settings, data, config, len(batches))
-    with display.live(config.max_steps or 0) as show:
+    if deadline:
+        config = dataclasses.replace(config, max_minutes=max(1.0, deadline.left() - _SAMPLE_SECONDS) / 60)
+    with display.live(config.max_steps or 0, deadline.left() if deadline else None) as show:
         run.history = train_and_evaluate(
             model,
             data.train_dataset,

@@ -17,9 +17,9 @@ from slm.data import cache
 from slm.data.dataset import TextDataset
 from slm.data.formats import is_token_file, open_tokens
 from slm.data.manifest import MANIFEST, SHARD_NAME, TOKENIZER, is_ours, read_manifest, read_mark
-from slm.data.prepare import EVALUATED_TOKENS, Job, Progress, absolute
+from slm.data.prepare import Job, Progress, absolute
 from slm.data.shards import Prepared, open_prepared
-from slm.data.sources import BUILT_IN, check_name, find_files, read_texts
+from slm.data.sources import BUILT_IN, check_name, find_files, read_corpus, read_texts
 from slm.data.survey import FEWEST_DOCUMENTS
 from slm.data.tokenizer import TOKENIZERS, Tokenizer, make_tokenizer
 from slm.data.tokens import Tokens
@@ -46,6 +46,14 @@ class PreparedData:
     many_documents: bool = False  # with a token between them: the model sees often how one begins
     prepared_with: Mapping[str, Any] = field(default_factory=dict)  # by slm-prepare: those fields of DataConfig
     source_bits_per_byte: float | None = None  # the entropy of the validation text, where it is known
+
+    def in_windows_of(self, max_seq_len: int, val_tokens: int) -> PreparedData:
+        """The same tokens in windows of another length, of which evaluations read at most val_tokens."""
+        train, val = (
+            TextDataset(dataset.tokens, max_seq_len, start_id=dataset.start_id, max_targets=most)
+            for dataset, most in ((self.train_dataset, None), (self.val_dataset, val_tokens))
+        )
+        return replace(self, train_dataset=train, val_dataset=val)
 
 
 def load_data(
@@ -88,6 +96,17 @@ def load_data(
         val_rows = _val_rows(config, val_given, on_progress)
         return _from_ids(found, val_rows, config, max_seq_len, vocab_size, asked, ", ".join(names))
     return _from_text(config, None, val_given, vocab_size, max_seq_len, recheck, on_progress)
+
+
+def bytes_of_text(config: DataConfig, given: Any) -> int | None:
+    """About the size of the text, known before it is read; None where it is not, or where there is no text."""
+    if given is not None:
+        sized = isinstance(given, list | tuple) and all(isinstance(one, str) for one in given)
+        return sum(map(len, given)) if sized else None
+    if config.data in (None, ("dummy",)):
+        return None
+    corpus = read_corpus(config.data or (), text_field=config.text_field, split_documents_on=config.split_documents_on)
+    return corpus.stored_bytes
 
 
 def _from_text(
@@ -137,7 +156,7 @@ def _dataset(
             f"one to look at and one to predict. Give more text, another --val_fraction (now {config.val_fraction}), "
             "or --val_data."
         )
-    most = EVALUATED_TOKENS if part == "validation" else None
+    most = config.val_tokens if part == "validation" else None
     return TextDataset(tokens, max_seq_len, start_id=start_id, max_targets=most)
 
 

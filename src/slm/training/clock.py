@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -42,16 +43,22 @@ class Clock:
 
 
 class SpeedWatch:
-    """Notices that a run has become much slower than it was."""
+    """Warns, once, when a CPU with several threads has become much slower than it was."""
 
-    def __init__(self) -> None:
-        self._best, self._slow_laps, self._told = 0.0, 0, False
+    def __init__(self, threads: int) -> None:
+        """threads: 1 where there is nothing to warn of."""
+        self.threads = threads
+        self._best, self._slow_laps, self._told = 0.0, 0, threads == 1
 
-    def fell(self, tokens_per_second: float) -> float | None:
-        """The speed that there was, once, when it has fallen to a third of that in several laps in a row."""
+    def see(self, tokens_per_second: float) -> None:
+        """Takes the speed of a lap."""
         self._best = max(self._best, tokens_per_second)
         self._slow_laps = self._slow_laps + 1 if tokens_per_second < self._best / 3 else 0
-        if self._slow_laps < SLOW_LAPS or self._told:
-            return None
-        self._told = True
-        return self._best
+        if self._slow_laps >= SLOW_LAPS and not self._told:
+            self._told = True
+            warnings.warn(
+                f"{tokens_per_second:,.0f} tokens/s, less than a third of the {self._best:,.0f} that there were: "
+                f"something else keeps this machine's cores busy, and {self.threads} threads wait for each other. Stop "
+                "it, or stop this run and go on with --threads 1.",
+                stacklevel=2,
+            )

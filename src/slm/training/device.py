@@ -47,6 +47,13 @@ class Machine:
             tokens, targets = tokens.pin_memory(), targets.pin_memory()
         return tokens.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
 
+    def wait(self) -> None:
+        """Returns when an accelerator has done what it was asked for."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
     def free_memory(self) -> None:
         """Gives back what torch keeps of an accelerator's memory for later."""
         if self.device.type == "cuda":

@@ -22,10 +22,11 @@ from slm.data.tokenizer import Tokenizer
 from slm.metrics.evaluate import evaluate, evaluation_batch_size
 from slm.model.loss import WithLoss
 from slm.training.clock import Clock, SpeedWatch
-from slm.training.device import Machine, choose_device, choose_machine, seeded
+from slm.training.deadline import Deadline
+from slm.training.device import Machine, choose_device, seeded
 from slm.training.optimizer import learning_rate_at, make_optimizer
 from slm.training.packing import copy_weights, pack_model, versions
-from slm.training.plan import check_ids, fingerprint, planned_steps, resolve
+from slm.training.plan import check_ids, fingerprint, settle
 from slm.training.saving import RunFolder
 from slm.training.state import checkpoint_of, restore
 from slm.training.step import train_step
@@ -33,6 +34,7 @@ from slm.training.tuning import compiled
 from slm.training.watch import Watch
 
 Record = dict[str, Any]
+RESERVE_SECONDS = 0.5  # for what comes after the last step and its evaluation
 
 
 @dataclass
@@ -86,8 +88,7 @@ def train_and_evaluate(
             folder.check_early(asked)
             config = folder.take_over(config)
         model.to(choose_device(config.device)[0])
-        machine = choose_machine(config, model, next(batches.epoch(0)), planned_steps(config, batches))
-        config = resolve(config, batches, val_dataset, machine)
+        machine, config = settle(config, model, batches, val_dataset)
         if folder and not folder.begun:
             resolved, data = dataclasses.asdict(config), fingerprint(train_dataset, val_dataset)
             made_with = {**versions(), "data_fingerprint": data}
@@ -96,7 +97,7 @@ def train_and_evaluate(
         trainer = Trainer(model, batches, val_dataset, config, machine, tokenizer, folder, on_log, should_stop)
         with machine.in_use(), seeded(machine.device, stream_seed("training", config.seed)):
             restore(trainer)
-            with trainer.compiled():
+            with compiled(trainer.with_loss, next(batches.epoch(0)), machine) as trainer.with_loss:
                 trainer.train()
         if trainer.history.message:
             warnings.warn(trainer.history.message, stacklevel=2)
@@ -139,7 +140,9 @@ class Trainer:
         self.config, self.machine, self.tokenizer = config, machine, tokenizer
         self.folder, self.on_log, self.should_stop = folder, on_log, should_stop or (lambda: False)
         self.asked_at = 0.0  # when should_stop was asked last
-        self.total_steps = config.max_steps or 0
+        self.total_steps = config.max_steps or 0  # 0 as long as max_minutes leaves it open
+        self.deadline = Deadline(60 * config.max_minutes) if config.max_minutes else None
+        self.evaluation_seconds = 0.0  # of the last one
         self.micro_batch_size = config.micro_batch_size or config.batch_size
         self.with_loss: nn.Module = WithLoss(model)
         self.optimizer = make_optimizer(model, config, machine)
@@ -151,12 +154,17 @@ class Trainer:
         self.step = 0  # the last one done
         self.tokens_seen = 0
         self.evaluation_is_due = self.save_is_due = False
-        self.clock, self.speed_watch = Clock(), SpeedWatch()
+        self.clock, self.speed_watch = Clock(), SpeedWatch(machine.threads if machine.device.type == "cpu" else 1)
 
     @property
     def epoch(self) -> int:
         """The epoch of the last step, counted from 1."""
         return (self.step - 1) // len(self.batches) + 1
+
+    @property
+    def is_over(self) -> bool:
+        """True after the last step."""
+        return bool(self.total_steps) and self.step >= self.total_steps
 
     @property
     def is_best(self) -> bool:
@@ -179,19 +187,8 @@ class Trainer:
     @property
     def status(self) -> str:
         """How the run stands, for its checkpoint."""
-        ended = self.history.status != "finished" or self.step >= self.total_steps or self.out_of_patience
+        ended = self.history.status != "finished" or self.is_over or self.out_of_patience
         return self.history.status if ended else "running"
-
-    @contextmanager
-    def compiled(self) -> Iterator[None]:
-        """A context in which the steps run compiled, where the machine says so."""
-        plain = self.with_loss
-        if not self.machine.compile:
-            yield
-            return
-        with compiled(plain, next(self.batches.epoch(0)), self.machine) as self.with_loss:
-            yield
-        self.with_loss = plain
 
     def train(self) -> None:
         """All steps and evaluations, until the last step, a request to stop, or a loss that is no number."""
@@ -248,11 +245,11 @@ class Trainer:
 
     def steps(self) -> Iterator[tuple[bool, Tensor, Tensor]]:
         """For each step that is left: whether it ends its epoch, tokens (B, T) and targets (B, T)."""
-        while self.step < self.total_steps:
+        while not self.is_over:
             epoch, first = divmod(self.step, len(self.batches))
             for index, batch in enumerate(self.batches.epoch(epoch, first), first + 1):
                 yield index == len(self.batches), *self.machine.take(*batch)
-                if self.step == self.total_steps:
+                if self.is_over:
                     return
 
     def run_step(self, tokens: Tensor, targets: Tensor) -> None:
@@ -281,6 +278,28 @@ class Trainer:
             self.history.status, self.history.message = "diverged", self.watch.message
         if self.folder:
             self.folder.poll()
+        if self.deadline:
+            self.keep_to(self.deadline)
+
+    def keep_to(self, deadline: Deadline) -> None:
+        """Decides, once, when the decay begins and with it when the run ends; cuts a decay that has become too slow."""
+        if self.total_steps:
+            if deadline.has_passed and not self.is_over:
+                self.history.message = (
+                    f"time is up: the machine became slower, so that the run ends at step {self.step:,}, before its "
+                    f"last, {self.total_steps:,}."
+                )
+                self.total_steps = self.history.total_steps = self.step
+        elif steps := deadline.decay_steps(self.step, RESERVE_SECONDS + self.evaluation_seconds):
+            decision = {"step": self.step, "max_steps": self.step + steps, "decay_steps": steps}
+            self.record({**decision, "elapsed_seconds": self.clock.elapsed_seconds()})
+            self.take_decision(decision)
+
+    def take_decision(self, decision: Record) -> None:
+        """Sets the end of the run and of its schedule."""
+        made = {name: decision[name] for name in ("max_steps", "decay_steps")}
+        self.config = dataclasses.replace(self.config, **made)
+        self.total_steps = self.history.total_steps = decision["max_steps"]
 
     def take_smaller(self, micro_batch_size: int) -> None:
         """From now on takes the micro-batches for which there was memory, and says so."""
@@ -295,7 +314,7 @@ class Trainer:
     def log(self, lr: float) -> None:
         """Records the mean training loss since the last log, the learning rate and the speed."""
         seconds, tokens = self.clock.lap(self.tokens_seen)
-        self.tell_of_speed(tokens / seconds)
+        self.speed_watch.see(tokens / seconds)
         self.record(
             {
                 "step": self.step,
@@ -310,23 +329,13 @@ class Trainer:
             }
         )
 
-    def tell_of_speed(self, tokens_per_second: float) -> None:
-        """Warns, once, when a CPU with several threads has become much slower than it was."""
-        before = self.speed_watch.fell(tokens_per_second)
-        if before and self.machine.device.type == "cpu" and self.machine.threads > 1:
-            warnings.warn(
-                f"{tokens_per_second:,.0f} tokens/s, less than a third of the {before:,.0f} that there were: something "
-                f"else keeps this machine's cores busy, and {self.machine.threads} threads wait for each other. Stop "
-                "it, or stop this run and go on with --threads 1.",
-                stacklevel=2,
-            )
-
     def evaluate(self) -> None:
         """Records the metrics over the validation data; the best weights so far are kept and saved.
 
         Of a running training, a request to stop cuts it short; the run then begins with it when it is gone on with.
         """
         self.evaluation_is_due, running = True, self.history.status == "finished"
+        started = time.monotonic()
         with self.clock.paused():
             metrics = evaluate(
                 self.model,
@@ -351,6 +360,7 @@ class Trainer:
                 self.history.best = record
                 self.best_weights = copy_weights(self.model.state_dict(), torch.clone)
             self.evaluation_is_due = False
+            self.evaluation_seconds = time.monotonic() - started
             self.record(record)
             if is_best and self.folder:
                 if self.folder.step is None:  # a model.pt is never without a checkpoint to go on from
@@ -369,7 +379,7 @@ class Trainer:
 
     def save_if_due(self) -> None:
         """Asks for a checkpoint when it is time and the one before is written; the last one comes at the end."""
-        if self.folder and self.step < self.total_steps:
+        if self.folder and not self.is_over:
             every = self.folder.save_every
             self.save_is_due |= self.step % every == 0 if every else self.folder.due
             if self.save_is_due and not self.folder.busy:

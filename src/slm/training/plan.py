@@ -13,36 +13,53 @@ from torch.utils.data import Dataset
 from slm.config import IGNORE_INDEX, TrainConfig, UserError
 from slm.data.batches import Batches, in_order
 from slm.data.dataset import TextDataset
-from slm.training.device import Machine
+from slm.training.device import Machine, choose_machine
+from slm.training.tuning import seconds_of_step
 
 EVALUATIONS = 20  # in a run, about
+_EVALUATION_SHARE = 0.06  # of the time of a run with max_minutes
+_UPDATE = 1.2  # times a forward and backward is a step with its update, about
 
 
-def resolve(config: TrainConfig, batches: Batches, val_dataset: Dataset[Any], machine: Machine) -> TrainConfig:
-    """The settings with every default that depends on the data or the machine filled in."""
+def settle(
+    config: TrainConfig, model: nn.Module, batches: Batches, val_dataset: Dataset[Any]
+) -> tuple[Machine, TrainConfig]:
+    """The machine, and the settings with every default that depends on it or on the data filled in.
+
+    With max_minutes the last step stays open, unless max_steps says it.
+    """
+    batch = next(batches.epoch(0))
+    total_steps = config.max_steps or config.epochs * len(batches)
+    machine = choose_machine(config, model, batch, total_steps)
+    if config.max_minutes and not config.max_steps:
+        total_steps = max(1, int(60 * config.max_minutes / (_UPDATE * seconds_of_step(model, batch, machine))))
+    return machine, resolve(config, total_steps, batches, val_dataset, machine)
+
+
+def resolve(
+    config: TrainConfig, total_steps: int, batches: Batches, val_dataset: Dataset[Any], machine: Machine
+) -> TrainConfig:
+    """The settings with every default that depends on the data, the machine or the number of steps filled in."""
     if not len(val_dataset):  # type: ignore[arg-type]
         raise UserError("the validation dataset is empty: there is nothing to evaluate on.")
-    total_steps = planned_steps(config, batches)
-    # A forward costs a third of a step, so this many evaluations are half as much work as the training.
-    affordable = 1.5 * total_steps * config.batch_size / len(val_dataset)  # type: ignore[arg-type]
-    evaluations = max(1, min(EVALUATIONS, total_steps, int(affordable)))
+    # A forward costs a third of a step: so many evaluations would be as much work as the training.
+    as_many = 3 * total_steps * config.batch_size / len(val_dataset)  # type: ignore[arg-type]
+    share = _EVALUATION_SHARE if config.max_minutes else 0.5
+    evaluations = max(1, min(EVALUATIONS, total_steps, int(share * as_many)))
+    ends = bool(config.max_steps) or not config.max_minutes
     return dataclasses.replace(
         config,
-        max_steps=total_steps,
+        max_steps=total_steps if ends else None,
+        schedule=config.schedule if ends else "wsd",
+        decay_steps=config.decay_steps or (max(1, total_steps // 2) if ends and config.schedule == "wsd" else None),
         warmup_steps=min(100, total_steps // 20) if config.warmup_steps is None else config.warmup_steps,
         micro_batch_size=min(config.micro_batch_size or config.batch_size, config.batch_size),
-        eval_every=config.eval_every or total_steps // evaluations,
-        decay_steps=config.decay_steps or (max(1, total_steps // 2) if config.schedule == "wsd" else None),
+        eval_every=config.eval_every or max(1, total_steps // evaluations),
         compile="on" if machine.compile else "off",
         device=str(machine.device),
         precision=machine.precision,
         threads=machine.threads,
     )
-
-
-def planned_steps(config: TrainConfig, batches: Batches) -> int:
-    """The steps of a run, as far as the settings tell."""
-    return config.max_steps or config.epochs * len(batches)
 
 
 def check_ids(model: nn.Module, dataset: Dataset[Any], name: str, batch_size: int) -> None:

@@ -31,7 +31,7 @@ MAY_CHANGE = {  # and what it does
 }
 _MEASURED = ("device", "precision", "threads", "compile")
 _LENGTH = ("epochs", "max_steps")
-_OF_THE_TEXT = {field.name for field in dataclasses.fields(DataConfig)} - {"mask_documents"}
+_OF_THE_TEXT = {field.name for field in dataclasses.fields(DataConfig)} - {"mask_documents", "val_tokens"}
 _FROM_THE_TEXT = {"vocab_size", "document_start"}  # known once it is read
 
 
@@ -120,7 +120,10 @@ class Previous:
         if not same_text and not any(name in difference for difference in differences for name in _OF_THE_TEXT):
             differences.append("the text itself, or a tokenizer.json, has changed")
         self._refuse_others(differences)
-        steps, steps_then = resolved["max_steps"], self.resolved.get("max_steps", 0)
+        steps, steps_then = (
+            resolved["max_steps"] or 0,
+            self.resolved.get("max_steps", 0),
+        )  # 0: max_minutes leaves it open
         if steps < steps_then:
             self._refuse_others([f"the run had {steps_then:,} steps, now {steps:,}: it can be longer, not shorter"])
         self._refuse_if_ended(longer=steps > steps_then)

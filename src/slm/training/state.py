@@ -11,6 +11,7 @@ from torch import Tensor
 from slm.config import UserError
 from slm.storage import checkpoint, files
 from slm.training.clock import Clock
+from slm.training.deadline import Deadline
 from slm.training.device import random_state, set_random_state
 from slm.training.packing import copied, copy_weights, pack_model
 from slm.training.resume import BEST, MODEL, STATE
@@ -40,6 +41,7 @@ def checkpoint_of(trainer: Trainer, weights: Mapping[str, Tensor]) -> tuple[dict
         "scaler": trainer.scaler.state_dict(),
         "random": random_state(machine.device),
         "elapsed_seconds": trainer.clock.elapsed_seconds(),
+        "seconds_left": trainer.deadline.left() if trainer.deadline else None,
     }
     contents = {MODEL: pack_model(trainer.model, weights, trainer.tokenizer, metrics), STATE: state}
     if best and not trainer.is_best:
@@ -74,6 +76,11 @@ def restore(trainer: Trainer) -> None:
         trainer.clock = Clock(state["elapsed_seconds"], trainer.tokens_seen)
         history.best, history.records = state["best"], folder.records()
         history.resumed_from = trainer.step
+        if trainer.deadline:
+            trainer.deadline = Deadline(trainer.deadline.seconds, state["seconds_left"])
+            for record in history.records:
+                if "decay_steps" in record:
+                    trainer.take_decision(record)
         if history.best:
             best = packed if trainer.is_best else checkpoint.load_file(files.join(saved, BEST))
             if _shapes(best["model"]) != _shapes(packed["model"]):

@@ -6,6 +6,7 @@ another process keeps the cores busy, because threads wait for each other by spi
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -114,27 +115,34 @@ def _fastest(seconds: dict[Choice, float], precision: str) -> Choice | None:
 
 
 def seconds_of_step(model: nn.Module, batch: tuple[Tensor, Tensor], machine: Machine) -> float:
-    """The seconds of a forward and backward of a whole batch on an accelerator."""
-    with_loss = WithLoss(model)
+    """The seconds of a forward and backward of a whole batch."""
+    with_loss, was_training, seconds = WithLoss(model), model.training, math.inf
+    with_loss.eval()
     tokens, targets = machine.take(*batch)
-    for _ in range(2):  # the first one warms up
-        torch.cuda.synchronize(machine.device)
-        start = time.perf_counter()
-        with machine.autocast():
-            loss = with_loss(tokens, targets)
-        loss.backward()
-        torch.cuda.synchronize(machine.device)
+    with machine.in_use():
+        for _ in range(3):  # the first one warms up
+            machine.wait()
+            start = time.perf_counter()
+            with machine.autocast():
+                loss = with_loss(tokens, targets)
+            loss.backward()
+            machine.wait()
+            seconds = min(seconds, time.perf_counter() - start)
+    with_loss.train(was_training)
     with_loss.zero_grad(set_to_none=True)
-    return time.perf_counter() - start
+    return seconds
 
 
 @contextmanager
 def compiled(with_loss: nn.Module, batch: tuple[Tensor, Tensor], machine: Machine) -> Iterator[nn.Module]:
-    """A context that gives a WithLoss compiled, or as it is, with one line of warning, where that fails.
+    """A context that gives a WithLoss compiled where the machine says so, or as it is where that fails, with a warning.
 
     Of a LanguageModel the blocks are compiled: they are alike, so that compiling one serves all, and the loss keeps its
     own way of never holding all logits.
     """
+    if not machine.compile:
+        yield with_loss
+        return
     model = with_loss.model
     blocks = list(model.blocks) if isinstance(model, LanguageModel) else []
     training = with_loss.training

@@ -1,0 +1,249 @@
+"""Minutes -> vocabulary, sizes, batch and rates: a law of losses and a few timed steps choose the model to train.
+
+The law has the form of Hoffmann et al. 2022, equation 2: a loss falls with parameters and with tokens, each to a power
+of its own. Tokens that are seen again count less each time, as Muennighoff et al. 2023, equation 5, found. Only what
+the terms are to each other matters here, for it decides which size wins. `benchmarks/scaling.py` fits the constants.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from slm.config import ModelConfig, TrainConfig
+from slm.model.loss import WithLoss
+from slm.model.transformer import LanguageModel
+from slm.training.device import Machine, choose_machine, estimate_memory, memory_of
+from slm.training.optimizer import make_optimizer
+
+# loss = E + A / parameters^ALPHA + B / tokens^BETA, with tokens that repeat worth less.
+A, ALPHA = 40.0, 0.35
+B, BETA = 30.0, 0.30
+REPEATS = 8.0  # epochs after which one more is worth a third of the first
+
+WIDTHS = (64, 96, 128, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
+PLANNED = (
+    "embed_dim", "num_heads", "num_layers", "hidden_dim", "max_seq_len", "vocab_size", "dropout", "batch_size",
+    "micro_batch_size", "learning_rate", "schedule", "val_tokens", "threads", "precision",
+)  # fmt: skip
+_PROBED_WIDTHS = (64, 128, 256, 512, 1024)
+_PROBE_TOKENS = 2048
+_PROBE_SHARE = 0.01  # of the time, that one timed step may take
+_TRAINING_SHARE = 0.92  # of the time; the rest goes to evaluations
+_MEMORY_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to train, as settings, and why, as rows for the header."""
+
+    settings: dict[str, Any]
+    why: str
+    tokens: float = 0.0  # that the time is expected to allow
+
+
+def vocabulary_for(num_bytes: int, seconds: float) -> int:
+    """The size of a BPE vocabulary that suits a text of so many bytes and so much time, a power of two."""
+    return int(2 ** max(9, min(15, round(math.log2(num_bytes / 1000)))))
+
+
+def predicted_loss(parameters: float, tokens: float, text_tokens: float) -> float:
+    """The part of the loss that depends on the size of a model, in nats, when it has seen so many tokens of a text."""
+    passes = tokens / text_tokens
+    worth = text_tokens * (1 + REPEATS * -math.expm1(-max(passes - 1, 0) / REPEATS)) if passes > 1 else tokens
+    return float(A / parameters**ALPHA + B / worth**BETA)
+
+
+def heads_for(width: int) -> int:
+    """Attention heads of 64 numbers, or of 32 in narrow models; as near as the width allows."""
+    wanted = width / (64 if width >= 256 else 32)
+    fine = [heads for heads in range(1, width + 1) if width % heads == 0 and width // heads % 2 == 0]
+    return min(fine or [1], key=lambda heads: abs(heads - wanted))
+
+
+def layers_for(width: int) -> int:
+    """Layers for a width: a wide model is a deep one."""
+    return max(2, round(width / 64)) if width > 256 else 4
+
+
+def matrix_parameters(config: ModelConfig) -> int:
+    """Parameters that each token is multiplied with: all but the table of embeddings and positions."""
+    positions = config.max_seq_len * config.embed_dim if config.positions == "learned" else 0
+    embeddings = 0 if config.tie_embeddings else config.vocab_size * config.embed_dim
+    return config.num_parameters - embeddings - positions
+
+
+def flops_per_token(config: ModelConfig) -> float:
+    """Floating-point operations of a training step for each token (Kaplan et al. 2020, section 2.1, with attention)."""
+    return 6.0 * matrix_parameters(config) + 12.0 * config.num_layers * config.max_seq_len * config.embed_dim
+
+
+def batch_tokens_for(tokens: float) -> int:
+    """Tokens in a step for a run of so many: more steps learn more from few tokens, larger ones waste less time."""
+    return int(2 ** round(math.log2(1.4 * math.sqrt(tokens))))
+
+
+def learning_rate_for(tokens: float) -> float:
+    """The peak for a run of so many tokens with Muon."""
+    return 0.01
+
+
+def dropout_for(passes: float) -> float:
+    """Dropout for a text that is read so many times."""
+    return 0.0 if passes < 4 else 0.1 if passes < 12 else 0.2
+
+
+def make_plan(
+    model: ModelConfig,
+    train: TrainConfig,
+    asked: Mapping[str, Any],
+    *,
+    text_tokens: int,
+    val_tokens: int,
+    seconds: float,
+    device: torch.device,
+) -> Plan:
+    """The plan for so many seconds of training on a text of so many tokens; what is asked for is kept.
+
+    model, train: the settings so far, with the vocabulary that the tokenizer really has.
+    """
+    clock = time.monotonic()
+    model = _kept(model, {"max_seq_len": context_for(seconds)}, asked)
+    candidates = [_sized(model, width, asked) for width in ((model.embed_dim,) if "embed_dim" in asked else WIDTHS)]
+    candidates = list({repr(candidate): candidate for candidate in candidates}.values())
+    machine = _machine(train, candidates[min(2, len(candidates) - 1)], device)
+    speeds = _Speeds(train, machine, candidates, seconds)
+    left = seconds - (time.monotonic() - clock)
+    memory = memory_of(device)
+    best: tuple[float, ModelConfig, float] | None = None
+    for candidate in candidates:
+        if best and memory and estimate_memory(candidate, 1, candidate.max_seq_len) > _MEMORY_SHARE * memory:
+            break
+        tokens = speeds.tokens_in(left * _TRAINING_SHARE, candidate)
+        loss = predicted_loss(matrix_parameters(candidate), tokens, text_tokens)
+        if best is None or loss < best[0]:
+            best = loss, candidate, tokens
+    assert best is not None
+    _, chosen, tokens = best
+    return _plan(chosen, tokens, text_tokens, val_tokens, machine, memory)
+
+
+def context_for(seconds: float) -> int:
+    """Positions in a window."""
+    return 128 if seconds < 120 else 256
+
+
+def _kept(model: ModelConfig, planned: Mapping[str, Any], asked: Mapping[str, Any]) -> ModelConfig:
+    return dataclasses.replace(model, **{name: value for name, value in planned.items() if name not in asked})
+
+
+def _sized(model: ModelConfig, width: int, asked: Mapping[str, Any]) -> ModelConfig:
+    """The candidate of that width, or of the nearest above it that the heads asked for divide."""
+    if "num_heads" in asked and "embed_dim" not in asked:
+        step = 2 * model.num_heads
+        width = -(-width // step) * step
+    heads = model.num_heads if "num_heads" in asked else heads_for(width)
+    planned = {"embed_dim": width, "num_heads": heads, "num_layers": layers_for(width), "hidden_dim": 4 * width}
+    return _kept(model, planned, {name for name in asked if name != "embed_dim"})  # type: ignore[arg-type]
+
+
+def _machine(train: TrainConfig, config: ModelConfig, device: torch.device) -> Machine:
+    batch = _batch(config)
+    return choose_machine(dataclasses.replace(train, device=str(device), compile="off"), LanguageModel(config), batch)
+
+
+def _batch(config: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = max(1, _PROBE_TOKENS // config.max_seq_len)
+    tokens = torch.zeros(rows, config.max_seq_len + 1, dtype=torch.long)
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+class _Speeds:
+    """Seconds of a token and of an update, timed for a few sizes, and reckoned for those between and beyond."""
+
+    def __init__(self, train: TrainConfig, machine: Machine, candidates: list[ModelConfig], seconds: float) -> None:
+        self.timed: list[tuple[float, float, float, float]] = []  # log flops, log s per token, log numbers, log s
+        for config in candidates:
+            if config.embed_dim in _PROBED_WIDTHS or len(candidates) == 1:
+                per_token, per_update = _time(config, train, machine)
+                numbers = float(config.num_parameters)
+                self.timed.append(tuple(map(math.log, (flops_per_token(config), per_token, numbers, per_update))))  # type: ignore[arg-type]
+                if per_token * _PROBE_TOKENS > _PROBE_SHARE * seconds:
+                    break
+
+    def tokens_in(self, seconds: float, config: ModelConfig) -> float:
+        """How many tokens a training of so many seconds sees."""
+        flops, numbers = math.log(flops_per_token(config)), math.log(config.num_parameters)
+        per_token = math.exp(_between(flops, [(f, t) for f, t, _, _ in self.timed]))
+        per_update = math.exp(_between(numbers, [(n, u) for _, _, n, u in self.timed]))
+        tokens = seconds / per_token
+        for _ in range(4):  # the batch depends on the tokens, and the tokens on how often there is an update
+            tokens = seconds / (per_token + per_update / batch_tokens_for(tokens))
+        return tokens
+
+
+def _between(x: float, points: list[tuple[float, float]]) -> float:
+    """y at x on the lines through points; beyond the last, a line of slope 1 (as much more time as work)."""
+    if x >= points[-1][0] or len(points) == 1:
+        return points[-1][1] + (x - points[-1][0])
+    upper = next(index for index, point in enumerate(points) if index and (x < point[0] or point is points[-1]))
+    (x0, y0), (x1, y1) = points[upper - 1], points[upper]
+    return y0 + (x - x0) * (y1 - y0) / (x1 - x0)
+
+
+def _time(config: ModelConfig, train: TrainConfig, machine: Machine) -> tuple[float, float]:
+    """The seconds of a token and of an update."""
+    model = LanguageModel(config).to(machine.device)
+    with_loss, optimizer = WithLoss(model), make_optimizer(model, train, machine)
+    tokens, targets = machine.take(*_batch(config))
+    forward = update = math.inf
+    with machine.in_use():
+        for _ in range(3):  # the first one warms up
+            machine.wait()
+            start = time.perf_counter()
+            with machine.autocast():
+                loss = with_loss(tokens, targets)
+            loss.backward()
+            machine.wait()
+            middle = time.perf_counter()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            machine.wait()
+            forward, update = min(forward, middle - start), min(update, time.perf_counter() - middle)
+    return forward / tokens.numel(), update
+
+
+def _plan(
+    chosen: ModelConfig, tokens: float, text_tokens: int, val_tokens: int, machine: Machine, memory: int | None
+) -> Plan:
+    passes = tokens / text_tokens
+    batch_size = max(1, round(batch_tokens_for(tokens) / chosen.max_seq_len))
+    micro_batch_size = batch_size
+    while micro_batch_size > 1 and memory:
+        if estimate_memory(chosen, micro_batch_size, chosen.max_seq_len) <= _MEMORY_SHARE * memory:
+            break
+        micro_batch_size = -(-micro_batch_size // 2)
+    settings = {
+        **{name: getattr(chosen, name) for name in ("embed_dim", "num_heads", "num_layers", "hidden_dim")},
+        "max_seq_len": chosen.max_seq_len,
+        "dropout": dropout_for(passes),
+        "batch_size": batch_size,
+        "micro_batch_size": micro_batch_size,
+        "learning_rate": learning_rate_for(tokens),
+        "schedule": "wsd",
+        "val_tokens": max(20_000, min(val_tokens, int(0.05 * tokens))),
+        "threads": machine.threads,
+        "precision": machine.precision,
+    }
+    why = (
+        f"this machine should see {tokens / 1e6:,.1f} million tokens in the time, {passes:.1f} times the text, with "
+        f"{chosen.num_layers} layers of {chosen.embed_dim}; smaller learns less from each, larger sees fewer"
+    )
+    return Plan(settings, why, tokens)
