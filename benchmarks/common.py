@@ -1,0 +1,68 @@
+"""What the benchmarks share: results that are kept, so that one can be resumed, and tasks in processes of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SHAKESPEARE = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+
+class Results:
+    """Measurements by name, one JSON object a line; those that the file holds already are not made again."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        lines = path.read_text().splitlines() if path and path.exists() else []
+        self.known: dict[str, Any] = dict(json.loads(line) for line in lines)
+
+    def get(self, name: str, measure: Callable[[], Any]) -> Any:
+        """The measurement of that name, made now where it is new."""
+        if name not in self.known:
+            self.known[name] = measure()
+            if self.path:
+                with self.path.open("a") as file:
+                    file.write(json.dumps([name, self.known[name]]) + "\n")
+        return self.known[name]
+
+
+def in_new_process(script: str, task: dict[str, Any], **environment: str) -> Any:
+    """What `script --task JSON` prints as its last line, as JSON; other output goes to standard error."""
+    command = [sys.executable, script, "--task", json.dumps(task)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def where() -> str:
+    """The machine and the day, in words."""
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        cpu = next((s.split(":")[1].strip() for s in info.read_text().splitlines() if s.startswith("model name")), cpu)
+    return f"{cpu}, {os.cpu_count()} cores, torch {torch.__version__}, {time.strftime('%-d %B %Y')}"
+
+
+def spread(values: list[float], digits: int = 4) -> str:
+    """Mean, standard deviation and range in words."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    low, high = min(values), max(values)
+    return f"{statistics.mean(values):.{digits}f} +- {deviation:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+
+def shakespeare(data_dir: Path) -> Path:
+    """The path of tinyshakespeare.txt, whose content is checked."""
+    path = data_dir / "tinyshakespeare.txt"
+    if hashlib.sha256(path.read_bytes()).hexdigest() != SHAKESPEARE:
+        raise SystemExit(f"{path} is not the file with sha256 {SHAKESPEARE} (github.com/karpathy/char-rnn)")
+    return path
