@@ -78,6 +78,8 @@ NUMERIC: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "seed": AT_LEAST_0,
     "warmup_steps": AT_LEAST_0,
     "decay_steps": AT_LEAST_1,
+    "val_tokens": AT_LEAST_1,
+    "max_minutes": ((0.5, 1440.0), (0.0, -1.0, 1440.5)),
     "min_learning_rate": NOT_NEGATIVE,
     "weight_decay": NOT_NEGATIVE,
     "beta1": SHARE,

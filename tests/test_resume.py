@@ -614,7 +614,7 @@ CHANGED = {
     "num_kv_heads": 1, "qk_norm": True, "embedding_norm": True, "zero_init": True,
     "rope_base": 9.0, "norm_eps": 1e-6, "document_start": 3,
     "data": "other", "val_data": "other", "val_fraction": 0.3, "text_field": "body", "split_documents_on": "\n",
-    "tokenizer": "char", "mask_documents": True,
+    "tokenizer": "char", "mask_documents": True, "val_tokens": 50, "max_minutes": 1.0,
     "batch_size": 7, "micro_batch_size": 3, "learning_rate": 1e-4, "epochs": 9, "max_steps": 20, "seed": 1,
     "schedule": "cosine", "warmup_steps": 5, "min_learning_rate": 1e-5, "weight_decay": 0.2, "beta1": 0.8,
     "beta2": 0.999, "max_grad_norm": 0.5, "patience": 3, "eval_every": 5, "log_every": 3, "device": "cuda:77",

@@ -14,6 +14,7 @@ ROOT = Path(slm.__file__).parent
 FLOORS = {
     "config": 0,
     "fields": 0,
+    "recipes": 0,
     "settings": 0,
     "_version": 0,
     "storage": 0,

@@ -27,6 +27,7 @@ def train(
     text_field: str = "text",
     split_documents_on: str | None = None,
     tokenizer: str | os.PathLike[str] = "bpe",
+    val_tokens: int = 1000000,
     mask_documents: bool = False,
     vocab_size: int = 10000,
     embed_dim: int = 128,
@@ -52,6 +53,7 @@ def train(
     learning_rate: float = 0.001,
     epochs: int = 5,
     max_steps: int | None = None,
+    max_minutes: float | None = None,
     seed: int = 42,
     recipe: Literal["classic", "modern"] = "classic",
     optimizer: Literal["adamw", "muon"] = "adamw",
@@ -78,5 +80,6 @@ def train(
     config: str | os.PathLike[str] | None = None,
     repeat: str | os.PathLike[str] | None = None,
     recheck: bool = False,
+    plan_only: bool = False,
     quiet: bool = False,
 ) -> Run: ...

@@ -14,6 +14,8 @@ from slm.fields import RULES as RULES
 from slm.fields import Checked, setting
 from slm.fields import UserError as UserError
 from slm.fields import kind_of as kind_of
+from slm.recipes import PRESETS as PRESETS
+from slm.recipes import RECIPES as RECIPES
 
 IGNORE_INDEX = -100  # a target that counts neither in the loss nor in the accuracy
 
@@ -238,7 +240,6 @@ class TrainConfig(Checked):
         "AdamW, or Muon for the matrices of hidden layers and AdamW for the rest.",
         group="optimizer",
         choices=("adamw", "muon"),
-        everyday=True,
     )
     schedule: str = setting(
         "linear",
@@ -367,33 +368,6 @@ class RunOptions(Checked):
     plan_only: bool = setting(False, "Print what would be done, and why, and stop.", group="output", everyday=True)
     quiet: bool = setting(False, "Print only warnings and errors.", group="output", everyday=True)
 
-
-# Settings that go together, below what a corpus brings along; docs/speed.md has what each is worth.
-RECIPES: dict[str, dict[str, Any]] = {
-    "classic": {},
-    "modern": {
-        "bias": False,
-        "positions": "rope",
-        "qk_norm": True,
-        "embedding_norm": True,
-        "zero_init": True,
-        "optimizer": "muon",
-        "learning_rate": 1e-2,
-    },
-}
-
-# Settings that a built-in corpus brings along, below everything that anybody sets.
-PRESETS: dict[str, dict[str, Any]] = {
-    "stories": {  # under two minutes on two CPU cores: benchmarks/stories.py
-        "val_fraction": 0.01,
-        "vocab_size": 2048,
-        "max_seq_len": 160,
-        "positions": "rope",
-        "batch_size": 8,
-        "learning_rate": 3e-3,
-        "epochs": 1,
-    }
-}
 
 CONFIGS: tuple[type[Checked], ...] = (DataConfig, ModelConfig, TrainConfig, RunOptions)
 FIELDS: dict[str, dataclasses.Field[Any]] = {

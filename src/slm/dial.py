@@ -1,19 +1,51 @@
-"""The dial: minutes become settings, as a layer of their own below what somebody asked for."""
+"""From settings to data and model; minutes become settings of their own, below what somebody asked for."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from slm.config import ModelConfig, UserError
-from slm.data.splits import PreparedData, bytes_of_text
+from slm.data.splits import PreparedData, bytes_of_text, load_data
+from slm.display import Display
 from slm.settings import Settings
 from slm.training.budget import PLANNED, make_plan, vocabulary_for
 from slm.training.deadline import Deadline
+from slm.training.resume import Previous
 
 SHORTEST_MINUTES = 0.5
+
+
+def read_and_plan(
+    settings: Settings,
+    given: Any,
+    val_given: Any,
+    display: Display,
+    deadline: Deadline | None,
+    previous: Previous | None,
+    device: torch.device,
+) -> tuple[Settings, ModelConfig, PreparedData, str]:
+    """The settings, the model's configuration, the data, and why the sizes are what they are, where they were planned.
+
+    With a deadline and no previous run, whose plan is kept, what is not set is planned: the vocabulary before the text
+    is read, all else after.
+    """
+    to_plan = deadline is not None and previous is None
+    if deadline and to_plan:
+        settings = settings.planned(plan_text(settings, given, deadline.seconds))
+    data = _load_data(settings, given, val_given, display)
+    model, why = _fit_model(settings, data), ""
+    if deadline and to_plan:
+        with display.working() as on_progress:
+            on_progress("timing some steps, to plan", 0, None)
+            settings, why = plan_sizes(settings, model, data, deadline, device)
+        data = data.in_windows_of(settings.model.max_seq_len, settings.data.val_tokens)
+        model = _fit_model(settings, data)
+    settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, **data.prepared_with))
+    return settings, model, data, why
 
 
 def plan_text(settings: Settings, given: Any, seconds: float) -> dict[str, Any]:
@@ -52,3 +84,39 @@ def plan_sizes(
 def planned_of(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """The plan that a run had, from what its settings became."""
     return {name: resolved[name] for name in PLANNED if name in resolved}
+
+
+def _load_data(settings: Settings, given: Any, val_given: Any, display: Display) -> PreparedData:
+    with display.working() as on_progress:
+        return load_data(
+            settings.data,
+            given,
+            val_given,
+            vocab_size=settings.model.vocab_size,
+            max_seq_len=settings.model.max_seq_len,
+            seed=settings.train.seed,
+            recheck=settings.options.recheck,
+            asked=settings.asked(),
+            on_progress=on_progress,
+        )
+
+
+def _fit_model(settings: Settings, data: PreparedData) -> ModelConfig:
+    """The model's configuration with the vocabulary that the tokenizer really has, and its separator if needed."""
+    if "vocab_size" in settings.asked() and data.vocab_size > settings.model.vocab_size:
+        raise UserError(
+            f"vocab_size = {settings.model.vocab_size}, but the tokenizer {settings.data.tokenizer!r} has "
+            f"{data.vocab_size} tokens. Leave vocab_size out, or take --tokenizer bpe, which keeps to it."
+        )
+    model = dataclasses.replace(settings.model, vocab_size=data.vocab_size)
+    if not settings.data.mask_documents:
+        return model
+    start = model.document_start
+    if start is None and data.tokenizer:
+        start = data.tokenizer.end_id
+    if start is None:
+        raise UserError(
+            "mask_documents = True: there is no token between documents to tell them by. Leave it out, or take "
+            "another tokenizer; with token ids of your own, name that token with --document_start."
+        )
+    return dataclasses.replace(model, document_start=start)

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from slm.config import FIELDS, DataConfig, ModelConfig, UserError
+from slm.config import FIELDS, DataConfig, UserError
 from slm.data.batches import Batches, stream_seed
 from slm.data.prepare import absolute
-from slm.data.splits import PreparedData, load_data
+from slm.data.splits import PreparedData
 from slm.data.tokenizer import Tokenizer
-from slm.dial import plan_sizes, plan_text, planned_of
+from slm.dial import planned_of, read_and_plan
 from slm.display import Display
 from slm.header import header, warn
 from slm.model.generation import stream_tokens
@@ -27,7 +27,8 @@ from slm.settings import Settings, as_settings, flat, layered, read_table
 from slm.storage import checkpoint, files
 from slm.training.deadline import Deadline
 from slm.training.device import check_memory, choose_device, seeded
-from slm.training.loop import History, Record, train_and_evaluate
+from slm.training.history import History, Record
+from slm.training.loop import train_and_evaluate
 from slm.training.packing import pack_model, unpack_model, versions
 from slm.training.plan import settle
 from slm.training.resume import MODEL
@@ -238,18 +239,8 @@ def _train(
     should_stop: Callable[[], bool] | None,
 ) -> Run:
     device, _ = choose_device(settings.train.device)
-    to_plan = deadline is not None and not (folder and folder.previous)
-    if deadline and to_plan:
-        settings = settings.planned(plan_text(settings, given, deadline.seconds))
-    data = _load_data(settings, given, val_given, display)
-    settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, **data.prepared_with))
-    model_config, plan = _fit_model(settings, data), ""
-    if deadline and to_plan:
-        with display.working() as on_progress:
-            on_progress("timing some steps, to plan", 0, None)
-            settings, plan = plan_sizes(settings, model_config, data, deadline, device)
-        data = data.in_windows_of(settings.model.max_seq_len, settings.data.val_tokens)
-        model_config = _fit_model(settings, data)
+    previous = folder.previous if folder else None
+    settings, model_config, data, plan = read_and_plan(settings, given, val_given, display, deadline, previous, device)
     made_with = {**versions(), "data_fingerprint": data.fingerprint, "many_documents": data.many_documents}
     _check_repeat(settings, made_with)
     batches = Batches(data.train_dataset, settings.train.batch_size, settings.train.seed)
@@ -289,30 +280,20 @@ def _train(
         )
     run.metrics = dict(run.history.best or {})
     if folder:
-        with display.working() as on_progress:
-            if folder.remote:
-                on_progress(f"sending what is left to {folder.path}", 0, None)
-            folder.finish(interrupted=run.history.status == "interrupted")
-        run.save_error, run.upload_error = folder.save_error, folder.upload_error
-        for error in folder.errors:
-            warnings.warn(error, stacklevel=2)
+        _finish_folder(folder, run, display)
     _finish(run, display, data, settings.options.model_dir)
     return run
 
 
-def _load_data(settings: Settings, given: Any, val_given: Any, display: Display) -> PreparedData:
+def _finish_folder(folder: RunFolder, run: Run, display: Display) -> None:
+    """Waits until all is written and sent; what is not is told."""
     with display.working() as on_progress:
-        return load_data(
-            settings.data,
-            given,
-            val_given,
-            vocab_size=settings.model.vocab_size,
-            max_seq_len=settings.model.max_seq_len,
-            seed=settings.train.seed,
-            recheck=settings.options.recheck,
-            asked=settings.asked(),
-            on_progress=on_progress,
-        )
+        if folder.remote:
+            on_progress(f"sending what is left to {folder.path}", 0, None)
+        folder.finish(interrupted=run.history is not None and run.history.status == "interrupted")
+    run.save_error, run.upload_error = folder.save_error, folder.upload_error
+    for error in folder.errors:
+        warnings.warn(error, stacklevel=3)
 
 
 def _both(first: Callable[[Record], None], second: Callable[[Record], None] | None) -> Callable[[Record], None]:
@@ -322,27 +303,6 @@ def _both(first: Callable[[Record], None], second: Callable[[Record], None] | No
             second(record)
 
     return call
-
-
-def _fit_model(settings: Settings, data: PreparedData) -> ModelConfig:
-    """The model's configuration with the vocabulary that the tokenizer really has, and its separator if needed."""
-    if "vocab_size" in settings.asked() and data.vocab_size > settings.model.vocab_size:
-        raise UserError(
-            f"vocab_size = {settings.model.vocab_size}, but the tokenizer {settings.data.tokenizer!r} has "
-            f"{data.vocab_size} tokens. Leave vocab_size out, or take --tokenizer bpe, which keeps to it."
-        )
-    model = dataclasses.replace(settings.model, vocab_size=data.vocab_size)
-    if not settings.data.mask_documents:
-        return model
-    start = model.document_start
-    if start is None and data.tokenizer:
-        start = data.tokenizer.end_id
-    if start is None:
-        raise UserError(
-            "mask_documents = True: there is no token between documents to tell them by. Leave it out, or take "
-            "another tokenizer; with token ids of your own, name that token with --document_start."
-        )
-    return dataclasses.replace(model, document_start=start)
 
 
 def _check_repeat(settings: Settings, made_with: dict[str, Any]) -> None:

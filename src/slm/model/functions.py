@@ -18,6 +18,7 @@ from torch import Tensor
 # Up to this T, keeping the weights of all pairs of positions is faster than the CPU's flash kernel, which keeps none;
 # that kernel computes in fp32 whatever it is given, so that in half precision it loses longer.
 _MOST_POSITIONS = {torch.float32: 128, torch.bfloat16: 1024}
+MOST_POSITIONS = max(_MOST_POSITIONS.values())
 _WEIGHTS_AT_ONCE = 2**22
 
 

@@ -16,7 +16,7 @@ from slm.config import IGNORE_INDEX
 from slm.model.transformer import LanguageModel
 
 # From so many logits on they are computed, used and overwritten piece by piece, in pieces that fit the caches.
-_MOST_LOGITS = 2**21
+MOST_LOGITS = 2**21
 _LOGITS_AT_ONCE = {"cpu": 2**21}
 _LOGITS_ON_DEVICE = 2**27  # of an accelerator, which needs large pieces to be busy
 
@@ -55,7 +55,7 @@ def has_many_logits(model: nn.Module, tokens: Tensor) -> TypeGuard[LanguageModel
     """True where the logits of all tokens (B, T) are not worth having at the same time; they need a LanguageModel."""
     if not isinstance(model, LanguageModel) or type(model.lm_head) is not nn.Linear:
         return False
-    return tokens.numel() * model.config.vocab_size > _MOST_LOGITS and not torch.compiler.is_compiling()
+    return tokens.numel() * model.config.vocab_size > MOST_LOGITS and not torch.compiler.is_compiling()
 
 
 def logits_in_pieces(model: nn.Module, tokens: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

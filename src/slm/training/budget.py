@@ -21,6 +21,7 @@ from slm.model.loss import WithLoss
 from slm.model.transformer import LanguageModel
 from slm.training.device import Machine, choose_machine, estimate_memory, memory_of
 from slm.training.optimizer import make_optimizer
+from slm.training.tuning import SECONDS
 
 # loss = E + A / parameters^ALPHA + B / tokens^BETA, with tokens that repeat worth less.
 A, ALPHA = 40.0, 0.35
@@ -33,8 +34,8 @@ PLANNED = (
     "micro_batch_size", "learning_rate", "schedule", "val_tokens", "threads", "precision",
 )  # fmt: skip
 _PROBED_WIDTHS = (64, 128, 256, 512, 1024)
-_PROBE_TOKENS = 2048
-_PROBE_SHARE = 0.01  # of the time, that one timed step may take
+_PROBE_TOKENS = 1024
+_PLANNING_SHARE = 0.03  # of the time, at most, but for steps that take long
 _TRAINING_SHARE = 0.92  # of the time; the rest goes to evaluations
 _MEMORY_SHARE = 0.5
 
@@ -117,8 +118,12 @@ def make_plan(
     model = _kept(model, {"max_seq_len": context_for(seconds)}, asked)
     candidates = [_sized(model, width, asked) for width in ((model.embed_dim,) if "embed_dim" in asked else WIDTHS)]
     candidates = list({repr(candidate): candidate for candidate in candidates}.values())
-    machine = _machine(train, candidates[min(2, len(candidates) - 1)], device)
-    speeds = _Speeds(train, machine, candidates, seconds)
+    # A model of middle size tells threads and precision; both are kept for the one that is chosen.
+    middle = candidates[min(3, len(candidates) - 1)]
+    train = dataclasses.replace(train, device=str(device), compile="off")
+    share = min(_PLANNING_SHARE * seconds / 2, SECONDS)
+    machine = choose_machine(train, LanguageModel(middle), _batch(middle), seconds=share)
+    speeds = _Speeds(train, machine, candidates, _PLANNING_SHARE * seconds)
     left = seconds - (time.monotonic() - clock)
     memory = memory_of(device)
     best: tuple[float, ModelConfig, float] | None = None
@@ -153,11 +158,6 @@ def _sized(model: ModelConfig, width: int, asked: Mapping[str, Any]) -> ModelCon
     return _kept(model, planned, {name for name in asked if name != "embed_dim"})  # type: ignore[arg-type]
 
 
-def _machine(train: TrainConfig, config: ModelConfig, device: torch.device) -> Machine:
-    batch = _batch(config)
-    return choose_machine(dataclasses.replace(train, device=str(device), compile="off"), LanguageModel(config), batch)
-
-
 def _batch(config: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:
     rows = max(1, _PROBE_TOKENS // config.max_seq_len)
     tokens = torch.zeros(rows, config.max_seq_len + 1, dtype=torch.long)
@@ -168,13 +168,14 @@ class _Speeds:
     """Seconds of a token and of an update, timed for a few sizes, and reckoned for those between and beyond."""
 
     def __init__(self, train: TrainConfig, machine: Machine, candidates: list[ModelConfig], seconds: float) -> None:
+        began = time.monotonic()
         self.timed: list[tuple[float, float, float, float]] = []  # log flops, log s per token, log numbers, log s
         for config in candidates:
             if config.embed_dim in _PROBED_WIDTHS or len(candidates) == 1:
                 per_token, per_update = _time(config, train, machine)
                 numbers = float(config.num_parameters)
                 self.timed.append(tuple(map(math.log, (flops_per_token(config), per_token, numbers, per_update))))  # type: ignore[arg-type]
-                if per_token * _PROBE_TOKENS > _PROBE_SHARE * seconds:
+                if time.monotonic() - began > seconds / 3:  # the next one takes about three times as long
                     break
 
     def tokens_in(self, seconds: float, config: ModelConfig) -> float:

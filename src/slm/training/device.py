@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from slm.config import ModelConfig, TrainConfig, UserError
-from slm.training.tuning import Choice, choose, seconds_of_step, thread_counts, time_steps
+from slm.model.functions import MOST_POSITIONS
+from slm.model.loss import MOST_LOGITS
+from slm.training.tuning import SECONDS, Choice, choose, seconds_of_step, thread_counts, time_steps
 
 _WORTH_COMPILING_SECONDS = 600.0  # a minute or two for compiling, which gains 10 to 40 %
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -121,11 +123,12 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def choose_machine(
-    config: TrainConfig, model: nn.Module, batch: tuple[Tensor, Tensor], total_steps: int = 0
+    config: TrainConfig, model: nn.Module, batch: tuple[Tensor, Tensor], total_steps: int = 0, seconds: float = SECONDS
 ) -> Machine:
     """The device, precision and threads that the settings ask for, "auto" replaced by the best that is here.
 
-    batch: some (tokens, targets) (B, T), for timing the model where that decides, as does total_steps.
+    batch: some (tokens, targets) (B, T), for timing the model where that decides, as does total_steps. seconds: that
+    timing may take, about.
     """
     device, why_device = choose_device(config.device)
     most = torch.get_num_threads()
@@ -143,7 +146,7 @@ def choose_machine(
     choices = [Choice(threads, precision) for precision in precisions for threads in counts]
     chosen, why = choices[-1], ""
     if len(choices) > 1 and config.precision != "fp16":
-        chosen, why = choose(time_steps(model, batch, choices))
+        chosen, why = choose(time_steps(model, batch, choices, seconds))
     threads = f"{chosen.threads} thread{'s' * (chosen.threads > 1)}"
     told = _with(str(device), ", ".join(filter(None, (threads, why_device))))
     why = f"{told}; {_with(chosen.precision, why)}"
@@ -205,8 +208,10 @@ def estimate_memory(model: ModelConfig, micro_batch_size: int, batch_positions: 
     code, all as float32: an upper bound for half precision.
     """
     positions = micro_batch_size * batch_positions
-    per_layer = 10 * model.embed_dim + 4 * model.hidden_dim
-    activations = positions * (model.num_layers * per_layer + 4 * model.embed_dim + 4 * model.vocab_size)
+    # Attention keeps a weight for each pair of positions where that is faster (model/functions.py).
+    per_layer = 10 * model.embed_dim + 4 * model.hidden_dim + model.num_heads * min(batch_positions, MOST_POSITIONS)
+    activations = positions * (model.num_layers * per_layer + 4 * model.embed_dim)
+    activations += 4 * min(positions * model.vocab_size, MOST_LOGITS) + model.vocab_size * model.embed_dim
     if model.document_start is not None:  # each layer keeps its mask
         activations += model.num_layers * positions * batch_positions
     angles = 2 * model.num_layers * model.max_seq_len * model.head_dim if model.positions == "rope" else 0

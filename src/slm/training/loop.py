@@ -9,7 +9,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +23,8 @@ from slm.model.loss import WithLoss
 from slm.training.clock import Clock, SpeedWatch
 from slm.training.deadline import Deadline
 from slm.training.device import Machine, choose_device, seeded
+from slm.training.history import History as History
+from slm.training.history import Record as Record
 from slm.training.optimizer import learning_rate_at, make_optimizer
 from slm.training.packing import copy_weights, pack_model, versions
 from slm.training.plan import check_ids, fingerprint, settle
@@ -33,27 +34,7 @@ from slm.training.step import train_step
 from slm.training.tuning import compiled
 from slm.training.watch import Watch
 
-Record = dict[str, Any]
 RESERVE_SECONDS = 0.5  # for what comes after the last step and its evaluation
-
-
-@dataclass
-class History:
-    """What a run recorded: every log and evaluation in order, the best evaluation, and how the run ended."""
-
-    total_steps: int
-    records: list[Record] = field(default_factory=list)
-    best: Record | None = None
-    status: str = "finished"  # or "interrupted" or "diverged"
-    message: str = ""  # why it ended before its last step, and what to do
-    step: int = 0  # the last one done
-    skipped_steps: int = 0  # for a loss or gradient that was no finite number
-    resumed_from: int = 0  # the step of the checkpoint that the run went on from
-
-    @property
-    def evaluations(self) -> list[Record]:
-        """The records of evaluations, each with step, epoch, val_loss, val_accuracy, val_perplexity."""
-        return [record for record in self.records if "val_loss" in record]
 
 
 def train_and_evaluate(
@@ -285,15 +266,13 @@ class Trainer:
         """Decides, once, when the decay begins and with it when the run ends; cuts a decay that has become too slow."""
         if self.total_steps:
             if deadline.has_passed and not self.is_over:
-                self.history.message = (
-                    f"time is up: the machine became slower, so that the run ends at step {self.step:,}, before its "
-                    f"last, {self.total_steps:,}."
-                )
+                self.history.message = f"time is up: the machine became slower, so step {self.step:,} is the last."
                 self.total_steps = self.history.total_steps = self.step
-        elif steps := deadline.decay_steps(self.step, RESERVE_SECONDS + self.evaluation_seconds):
-            decision = {"step": self.step, "max_steps": self.step + steps, "decay_steps": steps}
-            self.record({**decision, "elapsed_seconds": self.clock.elapsed_seconds()})
-            self.take_decision(decision)
+            return
+        steps = deadline.decay_steps(self.step, RESERVE_SECONDS + self.evaluation_seconds)
+        if steps:
+            self.record({"step": self.step, "max_steps": self.step + steps, "decay_steps": steps})
+            self.take_decision(self.history.records[-1])
 
     def take_decision(self, decision: Record) -> None:
         """Sets the end of the run and of its schedule."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # bf16 loses digits, and a choice on the edge could change from run to run: it must be clearly faster on a CPU.
 WORTH_IT = 1.25
-_SECONDS = 1.5  # spent on timing, about, where two rounds do not take longer
+SECONDS = 1.5  # spent on timing, about, where two rounds do not take longer
 _ROUNDS = 12
 _HOPELESS = 2.0  # times the fastest: not timed again
 _POSITIONS = 4096  # of a step, at most
@@ -43,7 +43,9 @@ def thread_counts(most: int) -> list[int]:
     return [*counts, most]
 
 
-def time_steps(model: nn.Module, batch: tuple[Tensor, Tensor], choices: Iterable[Choice]) -> dict[Choice, float]:
+def time_steps(
+    model: nn.Module, batch: tuple[Tensor, Tensor], choices: Iterable[Choice], seconds_in_all: float = SECONDS
+) -> dict[Choice, float]:
     """The mean seconds of a forward and backward on a CPU for each choice that the model can run in.
 
     batch: tokens and targets (B, T), of which as many windows are taken as a quick step allows. Choices take turns, so
@@ -66,7 +68,7 @@ def time_steps(model: nn.Module, batch: tuple[Tensor, Tensor], choices: Iterable
             if round:
                 fastest = min(min(times) for times in seconds.values())
                 seconds = {choice: times for choice, times in seconds.items() if min(times) < _HOPELESS * fastest}
-            if (round and time.perf_counter() - began > _SECONDS) or len(seconds) < 2:
+            if (round and time.perf_counter() - began > seconds_in_all) or len(seconds) < 2:
                 break
     finally:
         torch.set_num_threads(before)

@@ -1,0 +1,153 @@
+"""What each part of the modern recipe is worth, and what does not help: each change alone, in the same time.
+
+    python benchmarks/ablation.py --data_dir DIR [--seeds 1 2 3 4 5] [--results ablation.jsonl] [--only NAME ...]
+
+Two corpora: 'python' (built in) in a BPE vocabulary of 2,048, and the English captions of Multi30k by characters (DIR
+holds multi30k.train.en.gz). 4 layers of 128, windows of 64, batches of 24, one thread, bf16 where the machine has it.
+First the steps of all variants are timed in turn; then each variant gets as many steps as fit into the seconds that
+the recipe takes for --steps of them. The loss is that of the end, over 100,000 tokens of the validation split. For the
+AdamW rows the learning rates around the best are shown. Tiny Shakespeare is not looked at here: it is the exam.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import statistics
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import Results, in_new_process, where
+
+import slm
+from slm.settings import layered
+from slm.training.device import Machine
+from slm.training.optimizer import make_optimizer
+from slm.training.step import train_step
+from slm.training.tuning import Choice, choose, time_steps
+
+SIZES = {"num_layers": 4, "embed_dim": 128, "num_heads": 4, "hidden_dim": 512, "max_seq_len": 64, "batch_size": 24}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "modern": {},
+    "learned positions": {"positions": "learned"},
+    "no QK-norm": {"qk_norm": False},
+    "no norm of the embeddings": {"embedding_norm": False},
+    "no zero-initialised projections": {"zero_init": False},
+    "warm-up of 5 %": {"warmup_steps": 13},
+    "AdamW, 3e-3": {"optimizer": "adamw", "learning_rate": 3e-3},
+    "AdamW, 6e-3": {"optimizer": "adamw", "learning_rate": 6e-3},
+    "cosine": {"schedule": "cosine"},
+    "warm-up, stable, decay": {"schedule": "wsd"},
+    "half the learning rate": {"learning_rate": 5e-3},
+    "twice the learning rate": {"learning_rate": 2e-2},
+    "no weight decay": {"weight_decay": 0.0},
+    "no clipping": {"max_grad_norm": 0.0},
+    "biases": {"bias": True},
+    "tied embeddings": {"tie_embeddings": True},
+    "ReLU^2": {"mlp": "relu2"},
+    "SwiGLU": {"mlp": "swiglu", "hidden_dim": 344},
+    "RMSNorm": {"norm": "rmsnorm"},
+    "heads of 64": {"num_heads": 2},
+    "classic": {"recipe": "classic", "learning_rate": 3e-3},
+}
+CORPORA = {"python": {"tokenizer": "bpe", "vocab_size": 2048}, "multi30k": {"tokenizer": "char"}}
+
+
+def settings_of(corpus: str, variant: str, data_dir: Path) -> dict[str, Any]:
+    settings = {"recipe": "modern", **SIZES, **CORPORA[corpus], **VARIANTS[variant], "device": "cpu", "threads": 1}
+    if corpus == "python":
+        return {**settings, "data": "python"}
+    text = Path(tempfile.gettempdir()) / "slm-ablation-multi30k.txt"
+    if not text.exists():
+        text.write_bytes(gzip.decompress((data_dir / "multi30k.train.en.gz").read_bytes()))
+    return {**settings, "data": str(text)}
+
+
+def step_seconds(precision: str) -> dict[str, float]:
+    """The median seconds of a step of each variant, in turn."""
+    steps = {}
+    batch = torch.randint(0, 2048, (SIZES["batch_size"], SIZES["max_seq_len"] + 1))
+    for variant in VARIANTS:
+        settings = layered({"recipe": "modern", **SIZES, **VARIANTS[variant], "vocab_size": 2048}, "keyword")
+        machine = Machine(torch.device("cpu"), precision, 1, "")
+        model = slm.LanguageModel(settings.model)
+        steps[variant] = (slm.WithLoss(model), make_optimizer(model, settings.train, machine), settings.train, machine)
+    taken: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    for _ in range(25):
+        for variant, (with_loss, optimizer, train, machine) in steps.items():
+            start = time.process_time()
+            train_step(
+                with_loss,
+                optimizer,
+                batch[:, :-1],
+                batch[:, 1:],
+                micro_batch_size=len(batch),
+                max_grad_norm=train.max_grad_norm,
+                machine=machine,
+                scaler=machine.grad_scaler(),
+            )
+            taken[variant].append(time.process_time() - start)
+    return {variant: statistics.median(seconds[3:]) for variant, seconds in taken.items()}
+
+
+def run(task: dict[str, Any]) -> Any:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    if task["what"] == "precision":
+        model = slm.LanguageModel(slm.ModelConfig(vocab_size=2048, num_layers=4, max_seq_len=64))
+        tokens = torch.randint(0, 2048, (24, 64))
+        return choose(time_steps(model, (tokens, tokens), [Choice(1, "fp32"), Choice(1, "bf16")]))[0].precision
+    if task["what"] == "times":
+        return step_seconds(task["precision"])
+    settings = settings_of(task["corpus"], task["variant"], Path(task["data_dir"]))
+    data, steps = settings.pop("data"), task["steps"]
+    run = slm.train(
+        data, **settings, seed=task["seed"], precision=task["precision"], max_steps=steps, eval_every=steps,
+        val_tokens=100_000, quiet=True,
+    )  # fmt: skip
+    return run.history.evaluations[-1]["val_bits_per_byte"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--steps", type=int, default=260)
+    parser.add_argument("--only", nargs="+", choices=list(CORPORA), default=list(CORPORA))
+    parser.add_argument("--results", type=Path, help="file that keeps what was measured, to go on from")
+    parser.add_argument("--task", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.task:
+        print(json.dumps(run(json.loads(arguments.task))))
+        return
+    results = Results(arguments.results)
+
+    def measure(**task: Any) -> Any:
+        return results.get(json.dumps(task), lambda: in_new_process(__file__, task))
+
+    precision = measure(what="precision")
+    seconds = measure(what="times", precision=precision)
+    print(f"{where()}, 1 thread, {precision}, {len(arguments.seeds)} seeds; bits per byte, and difference from modern")
+    print("| | time of a step |" + "".join(f" {corpus} | |" for corpus in arguments.only))
+    print("|---|---|" + "---|---|" * len(arguments.only), flush=True)
+    base: dict[str, list[float]] = {}
+    for variant in VARIANTS:
+        ratio = seconds[variant] / seconds["modern"]
+        row = f"| {variant} | {ratio:.2f} |"
+        for corpus in arguments.only:
+            task = {"what": "run", "corpus": corpus, "variant": variant, "steps": round(arguments.steps / ratio)}
+            task |= {"precision": precision, "data_dir": str(arguments.data_dir)}
+            losses = [measure(**task, seed=seed) for seed in arguments.seeds]
+            differences = [a - b for a, b in zip(losses, base.setdefault(corpus, losses), strict=True)]
+            error = statistics.stdev(differences) / len(losses) ** 0.5 if len(losses) > 1 else 0.0
+            row += f" {statistics.mean(losses):.4f} | {statistics.mean(differences):+.4f} +- {error:.4f} |"
+        print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

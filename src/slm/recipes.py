@@ -1,0 +1,33 @@
+"""Settings that go together: recipes, and what the built-in corpora bring along."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Settings that go together, below what a corpus brings along; docs/speed.md has what each is worth.
+RECIPES: dict[str, dict[str, Any]] = {
+    "classic": {},
+    "modern": {
+        "bias": False,
+        "positions": "rope",
+        "qk_norm": True,
+        "embedding_norm": True,
+        "zero_init": True,
+        "optimizer": "muon",
+        "learning_rate": 1e-2,
+        "warmup_steps": 0,
+    },
+}
+
+# Settings that a built-in corpus brings along, below everything that anybody sets.
+PRESETS: dict[str, dict[str, Any]] = {
+    "stories": {  # under two minutes on two CPU cores: benchmarks/stories.py
+        "val_fraction": 0.01,
+        "vocab_size": 2048,
+        "max_seq_len": 160,
+        "positions": "rope",
+        "batch_size": 8,
+        "learning_rate": 3e-3,
+        "epochs": 1,
+    }
+}

@@ -1,0 +1,27 @@
+"""What a run recorded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Record = dict[str, Any]
+
+
+@dataclass
+class History:
+    """What a run recorded: every log and evaluation in order, the best evaluation, and how the run ended."""
+
+    total_steps: int
+    records: list[Record] = field(default_factory=list)
+    best: Record | None = None
+    status: str = "finished"  # or "interrupted" or "diverged"
+    message: str = ""  # why it ended before its last step, and what to do
+    step: int = 0  # the last one done
+    skipped_steps: int = 0  # for a loss or gradient that was no finite number
+    resumed_from: int = 0  # the step of the checkpoint that the run went on from
+
+    @property
+    def evaluations(self) -> list[Record]:
+        """The records of evaluations, each with step, epoch, val_loss, val_accuracy, val_perplexity."""
+        return [record for record in self.records if "val_loss" in record]
