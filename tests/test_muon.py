@@ -163,8 +163,9 @@ def test_steps_are_torchs_muon(shape: tuple[int, int], dtype: torch.dtype) -> No
         optimizer.step()
         reference.step()
         for a, b, old in zip(mine, its, before, strict=True):
-            # torch iterates in bf16, so that the update has two or three digits, and differences add up.
-            assert (a - b).norm() < 0.03 * (b - old).norm() * (step + 1)
+            # torch iterates in bf16, so that its updates have two or three digits; the differences add up.
+            difference = (a - b).norm() / (b - old).norm()
+            assert difference < (step + 1) * (0.03 if dtype == torch.float32 else 0.01)
 
 
 @every_shape

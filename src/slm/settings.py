@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import os
 import re
 import tomllib
@@ -39,7 +40,7 @@ class Settings:
         """These settings with a plan as a layer: what somebody asked for wins over it."""
         below = {name: keys for name, keys in self.layers.items() if name in (DEFAULT, RECIPE, PRESET)}
         above = {name: keys for name, keys in self.layers.items() if name not in _NOT_ASKED}
-        return merge({**below, PLAN: plan, **above})
+        return merge({**below, PLAN: {**self.layers.get(PLAN, {}), **plan}, **above})
 
     def is_asked(self, name: str) -> bool:
         """True for a setting that somebody set, to a value of its own."""
@@ -130,18 +131,27 @@ def layered(keys: Mapping[str, Any], layer: str, defaults: Mapping[str, Any] | N
                 f"repeat replays a run exactly and takes no other settings; drop {', '.join(others)}, or use "
                 f"config = {files.join(repeat, 'config.toml')!r} to change some."
             )
-        return merge({DEFAULT: defaults or {}, f"repeat {repeat}": read_table(repeat, "resolved"), layer: keys})
+        return merge({DEFAULT: defaults or {}, f"repeat {repeat}": _resolved(repeat), layer: keys})
     asked = {config: read_config(config)} if config is not None else {}
     layers = {DEFAULT: defaults or {}, **asked, layer: keys}
     preset = _preset(_topmost(layers, "data"))
     recipe = _topmost(layers, "recipe") or ("modern" if _topmost(layers, "max_minutes") else None)
     named = {"recipe": recipe, **RECIPES[recipe]} if recipe in RECIPES else {}
-    return merge({DEFAULT: layers.pop(DEFAULT), RECIPE: named, PRESET: preset, **layers})
+    provisional = _provisional(layers) if _topmost(layers, "max_minutes") else {}
+    return merge({DEFAULT: layers.pop(DEFAULT), RECIPE: named, PRESET: preset, PLAN: provisional, **layers})
 
 
 def _topmost(layers: Mapping[str, Mapping[str, Any]], name: str) -> Any:
     """The value that the last of the layers gives a setting, None where none does."""
     return next((keys[name] for keys in reversed(list(layers.values())) if name in keys), None)
+
+
+def _provisional(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Sizes that go with those asked for, until there is a plan: the defaults need not."""
+    width, heads = _topmost(layers, "embed_dim"), _topmost(layers, "num_heads")
+    if width is None and isinstance(heads, int) and heads > 0:
+        return {"embed_dim": 32 * heads}
+    return {"num_heads": 1} if width is not None and heads is None else {}
 
 
 def _preset(data: Any) -> dict[str, Any]:
@@ -170,6 +180,24 @@ def read_table(folder: str, table: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path} has no [{table}] table, so there is no run to repeat in {folder}.")
     return found
+
+
+def _resolved(folder: str) -> dict[str, Any]:
+    """What each setting of a run became; where minutes were asked for, the steps that they became.
+
+    Raises UserError where that run was stopped before its end was decided.
+    """
+    resolved = read_table(folder, "resolved")
+    if resolved.pop("max_minutes", None) is None or "max_steps" in resolved:
+        return resolved
+    try:
+        lines = files.read_bytes(files.join(folder, "metrics.jsonl")).decode().splitlines()
+    except FileNotFoundError:  # stopped before its first record
+        lines = []
+    decisions = [record for record in map(json.loads, lines) if "decay_steps" in record]
+    if not decisions:
+        raise UserError(f"the run in {folder} was stopped before it was decided when it ends: go on with it first.")
+    return {**resolved, **{name: decisions[-1][name] for name in ("max_steps", "decay_steps")}}
 
 
 def write_config(asked: Mapping[str, Any], resolved: Mapping[str, Any], made_with: Mapping[str, Any]) -> bytes:

@@ -33,7 +33,7 @@ PLANNED = (
     "embed_dim", "num_heads", "num_layers", "hidden_dim", "max_seq_len", "vocab_size", "dropout", "batch_size",
     "micro_batch_size", "learning_rate", "schedule", "val_tokens", "threads", "precision",
 )  # fmt: skip
-_PROBED_WIDTHS = (64, 128, 256, 512, 1024)
+_EVERY = 3  # of so many widths one is timed
 _PROBE_TOKENS = 1024
 _PLANNING_SHARE = 0.03  # of the time, at most, but for steps that take long
 _TRAINING_SHARE = 0.92  # of the time; the rest goes to evaluations
@@ -170,13 +170,12 @@ class _Speeds:
     def __init__(self, train: TrainConfig, machine: Machine, candidates: list[ModelConfig], seconds: float) -> None:
         began = time.monotonic()
         self.timed: list[tuple[float, float, float, float]] = []  # log flops, log s per token, log numbers, log s
-        for config in candidates:
-            if config.embed_dim in _PROBED_WIDTHS or len(candidates) == 1:
-                per_token, per_update = _time(config, train, machine)
-                numbers = float(config.num_parameters)
-                self.timed.append(tuple(map(math.log, (flops_per_token(config), per_token, numbers, per_update))))  # type: ignore[arg-type]
-                if time.monotonic() - began > seconds / 3:  # the next one takes about three times as long
-                    break
+        for config in candidates[::_EVERY]:
+            per_token, per_update = _time(config, train, machine)
+            numbers = float(config.num_parameters)
+            self.timed.append(tuple(map(math.log, (flops_per_token(config), per_token, numbers, per_update))))  # type: ignore[arg-type]
+            if time.monotonic() - began > seconds / 3:  # the next one takes a few times as long
+                break
 
     def tokens_in(self, seconds: float, config: ModelConfig) -> float:
         """How many tokens a training of so many seconds sees."""

@@ -1,0 +1,147 @@
+"""Laws of the plan: what is asked for is kept, more time never means a smaller model, all fits into memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from slm.config import ModelConfig, TrainConfig
+from slm.model.transformer import LanguageModel
+from slm.training import budget
+from slm.training.budget import (
+    PLANNED,
+    WIDTHS,
+    batch_tokens_for,
+    flops_per_token,
+    heads_for,
+    make_plan,
+    matrix_parameters,
+    predicted_loss,
+    vocabulary_for,
+)
+from slm.training.device import estimate_memory
+
+CPU = torch.device("cpu")
+MODERN = ModelConfig(vocab_size=2000, positions="rope", bias=False, qk_norm=True, embedding_norm=True)
+TRAIN = TrainConfig(optimizer="muon", threads=1, precision="fp32", device="cpu", max_minutes=1.0)
+
+
+@pytest.fixture(autouse=True)
+def made_up_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of 100 GFLOP/s, with an update that takes as long as 1,000 tokens."""
+
+    def time_of(config: ModelConfig, train: TrainConfig, machine: Any) -> tuple[float, float]:
+        per_token = flops_per_token(config) / 1e11
+        return per_token, 1000 * per_token
+
+    monkeypatch.setattr(budget, "_time", time_of)
+
+
+def plan(seconds: float = 60.0, text_tokens: int = 10**6, model: ModelConfig = MODERN, **asked: Any) -> dict[str, Any]:
+    sizes = {"embed_dim": 32 * asked["num_heads"]} if "num_heads" in asked else {}  # as slm.settings does
+    sizes |= {name: value for name, value in asked.items() if hasattr(model, name)}
+    model = dataclasses.replace(model, **sizes)
+    made = make_plan(
+        model, TRAIN, asked, text_tokens=text_tokens, val_tokens=10**5, seconds=seconds, device=CPU
+    )  # fmt: skip
+    return made.settings
+
+
+def parameters_of(settings: dict[str, Any]) -> int:
+    sizes = {name: value for name, value in settings.items() if hasattr(MODERN, name)}
+    return matrix_parameters(dataclasses.replace(MODERN, **sizes))
+
+
+def test_the_predicted_loss_falls_with_parameters_and_with_tokens() -> None:
+    for text in (10**5, 10**7):
+        rising = [10**power for power in range(4, 10)]
+        by_size = [predicted_loss(parameters, 10**6, text) for parameters in rising]
+        by_tokens = [predicted_loss(10**6, tokens, text) for tokens in rising]
+        assert all(b < a for a, b in itertools.pairwise(by_size))
+        assert all(b <= a for a, b in itertools.pairwise(by_tokens))
+
+
+def test_a_token_that_is_seen_again_is_worth_less_than_a_new_one() -> None:
+    new = predicted_loss(10**6, 10**7, 10**8)
+    again = [predicted_loss(10**6, 10**7, text) for text in (10**7, 5 * 10**6, 10**6, 10**5)]
+    assert again[0] == new
+    assert all(b > a for a, b in itertools.pairwise(again))
+
+
+def test_matrix_parameters_are_those_that_a_token_is_multiplied_with() -> None:
+    for tied, positions in itertools.product((False, True), ("learned", "rope")):
+        config = dataclasses.replace(MODERN, tie_embeddings=tied, positions=positions)
+        model = LanguageModel(config)
+        tables = [p.numel() for name, p in model.named_parameters() if "embedding.weight" in name]
+        positions_alone = config.max_seq_len * config.embed_dim if positions == "learned" else 0
+        unused = positions_alone if tied else sum(tables)
+        assert matrix_parameters(config) == sum(p.numel() for p in model.parameters()) - unused
+
+
+@pytest.mark.parametrize("width", [*WIDTHS, 2, 6, 100, 258])
+def test_heads_divide_the_width_into_even_parts(width: int) -> None:
+    heads = heads_for(width)
+    assert width % heads == 0
+    assert (width // heads) % 2 == 0
+    ModelConfig(embed_dim=width, num_heads=heads, positions="rope")
+
+
+def test_more_time_never_plans_a_smaller_model_or_batch() -> None:
+    plans = [plan(seconds, 10**8) for seconds in (30, 60, 180, 600, 3600, 86400)]
+    for name in ("embed_dim", "num_layers", "batch_size", "max_seq_len"):
+        sizes = [one[name] * (one["max_seq_len"] if name == "batch_size" else 1) for one in plans]
+        assert sizes == sorted(sizes), name
+    assert parameters_of(plans[-1]) > 10 * parameters_of(plans[0])
+
+
+def test_a_small_text_plans_a_smaller_model_with_more_dropout() -> None:
+    large, small = plan(3600, 10**9), plan(3600, 10**5)
+    assert parameters_of(small) < parameters_of(large)
+    assert small["dropout"] > large["dropout"] == 0
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"embed_dim": 96},
+        {"num_layers": 7},
+        {"num_heads": 6},
+        {"embed_dim": 96, "num_heads": 3},
+        {"hidden_dim": 100},
+        {"max_seq_len": 40},
+    ],
+)
+def test_sizes_that_are_asked_for_are_kept_and_the_rest_fits_them(asked: dict[str, int]) -> None:
+    settings = plan(**asked)
+    sizes = {name: value for name, value in settings.items() if hasattr(MODERN, name)}
+    assert {name: sizes[name] for name in asked} == asked
+    dataclasses.replace(MODERN, **sizes)  # raises where heads do not divide the width
+
+
+def test_all_that_is_planned_can_be_kept_for_going_on() -> None:
+    assert set(plan()) <= set(PLANNED)
+
+
+def test_the_plan_fits_into_half_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = plan(86400, 10**10)
+    monkeypatch.setattr(budget, "memory_of", lambda device: 300 * 10**6)
+    tight = plan(86400, 10**10)
+    sizes = dataclasses.replace(MODERN, **{name: value for name, value in tight.items() if hasattr(MODERN, name)})
+    assert estimate_memory(sizes, tight["micro_batch_size"], sizes.max_seq_len) <= 150 * 10**6
+    assert parameters_of(tight) < parameters_of(free)
+    assert tight["micro_batch_size"] < tight["batch_size"]
+
+
+def test_vocabularies_grow_with_the_text() -> None:
+    sizes = [vocabulary_for(num_bytes, 60) for num_bytes in (10**3, 10**5, 10**6, 10**7, 10**9, 10**12)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] >= 257
+
+
+def test_batches_grow_with_the_tokens_of_the_run() -> None:
+    sizes = [batch_tokens_for(tokens) for tokens in (10**4, 10**6, 10**8)]
+    assert all(b > a for a, b in itertools.pairwise(sizes))

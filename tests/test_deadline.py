@@ -1,0 +1,155 @@
+"""Laws of the deadline: the peak learning rate until half of the time is left, and then as many steps as fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+
+from slm.training import deadline as deadline_module
+from slm.training.deadline import DECAY_SHARE, Deadline
+
+
+class FakeClock:
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    clock = FakeClock()
+    monkeypatch.setattr(deadline_module, "time", clock)
+    return clock
+
+
+def run(
+    clock: FakeClock, deadline: Deadline, pace: float, reserve: float = 0.0, first: int = 1, last: int = 100_000
+) -> Iterator[tuple[int, int | None]]:
+    """What each step, which takes `pace` seconds, is told: its number and the steps of the decay."""
+    for step in range(first, last + 1):
+        clock.now += pace
+        yield step, deadline.decay_steps(step, reserve)
+
+
+def decision(
+    clock: FakeClock, deadline: Deadline, pace: float, reserve: float = 0.0, first: int = 1
+) -> tuple[int, int]:
+    """The step after which the decay begins, and its steps."""
+    return next((step, steps) for step, steps in run(clock, deadline, pace, reserve, first) if steps is not None)
+
+
+def test_what_is_left_counts_down_to_below_zero(clock: FakeClock) -> None:
+    deadline = Deadline(60)
+    assert deadline.left() == 60
+    clock.now += 45
+    assert deadline.left() == 15
+    clock.now += 20
+    assert deadline.left() == -5
+
+
+@pytest.mark.parametrize("pace", [0.01, 0.1, 1.0, 5.0])
+@pytest.mark.parametrize("reserve", [0.0, 6.0])
+def test_nothing_is_decided_before_only_the_decays_share_of_the_time_is_left(
+    clock: FakeClock, pace: float, reserve: float
+) -> None:
+    deadline, began = Deadline(100), clock.now
+    begin, _ = decision(clock, deadline, pace, reserve)
+    spent = clock.now - began
+    assert spent == pytest.approx(begin * pace)
+    # The first moment at which the share is reached, at most one step late.
+    assert 0 <= spent - (1 - DECAY_SHARE) * (100 - reserve) < 1.001 * pace
+
+
+@pytest.mark.parametrize("pace", [0.01, 0.3, 2.0])
+@pytest.mark.parametrize("reserve", [0.0, 5.0, 20.0])
+def test_the_decay_has_as_many_steps_as_fit_into_what_is_left_without_the_reserve(
+    clock: FakeClock, pace: float, reserve: float
+) -> None:
+    deadline = Deadline(100)
+    _, steps = decision(clock, deadline, pace, reserve)
+    assert steps == pytest.approx((deadline.left() - reserve) / pace, abs=0.51)
+    clock.now += steps * pace
+    assert deadline.left() == pytest.approx(reserve, abs=pace)
+    assert not deadline.has_passed
+
+
+def test_a_decision_stays_due_until_it_is_taken(clock: FakeClock) -> None:
+    deadline = Deadline(100)
+    begin, steps = decision(clock, deadline, 1.0)
+    ((_, later),) = run(clock, deadline, 1.0, first=begin + 1, last=begin + 1)
+    assert later == steps - 1
+
+
+@pytest.mark.parametrize(("early", "late"), [(0.1, 0.4), (0.4, 0.1)])
+def test_the_pace_is_that_of_the_later_half_of_the_steps(clock: FakeClock, early: float, late: float) -> None:
+    deadline = Deadline(100)
+    told = [steps for _, steps in run(clock, deadline, early, last=round(20 / early))]
+    assert set(told) == {None}
+    _, steps = decision(clock, deadline, late, first=len(told) + 1)
+    assert steps == pytest.approx(deadline.left() / late, rel=0.02)
+
+
+def test_evaluations_between_steps_count_in_the_pace(clock: FakeClock) -> None:
+    deadline = Deadline(100)
+    for step in range(1, 1000):
+        clock.now += 0.1 + (step % 10 == 0)  # a second every ten steps: 0.2 seconds a step
+        if steps := deadline.decay_steps(step, 0.0):
+            break
+    assert steps == pytest.approx(deadline.left() / 0.2, rel=0.05)
+
+
+def test_two_steps_are_needed_to_know_the_pace(clock: FakeClock) -> None:
+    deadline = Deadline(100)
+    clock.now += 60
+    assert [steps for _, steps in run(clock, deadline, 1.0, last=2)] == [None, None]
+    (told,) = run(clock, deadline, 1.0, first=3, last=3)
+    assert told == (3, 37)
+
+
+@pytest.mark.parametrize("reserve", [0.0, 30.0])
+def test_without_time_left_one_step_ends_the_decay(clock: FakeClock, reserve: float) -> None:
+    deadline = Deadline(100)
+    list(run(clock, deadline, 1.0, reserve, last=20))
+    clock.now += 80 - reserve
+    assert decision(clock, deadline, 1.0, reserve, first=21) == (21, 1)
+
+
+def test_a_run_is_late_only_after_what_is_allowed(clock: FakeClock) -> None:
+    deadline = Deadline(100)
+    allowed = deadline_module._LATE * 100
+    assert 0 < allowed < 10
+    clock.now += 100
+    assert not deadline.has_passed
+    clock.now += 0.99 * allowed
+    assert not deadline.has_passed
+    clock.now += 0.02 * allowed
+    assert deadline.has_passed
+
+
+def test_a_run_that_is_gone_on_with_has_what_was_left(clock: FakeClock) -> None:
+    deadline = Deadline(100, left=70)
+    assert deadline.left() == 70
+    begin, steps = decision(clock, deadline, 0.5, first=61)
+    assert begin == 60 + 20 / 0.5
+    assert steps == 50 / 0.5
+    clock.now += 50 + 1.9  # late is measured by the whole run
+    assert not deadline.has_passed
+    clock.now += 0.2
+    assert deadline.has_passed
+
+
+def test_a_run_that_is_gone_on_with_in_its_second_half_decays_once_its_pace_is_known(clock: FakeClock) -> None:
+    deadline = Deadline(100, left=10)
+    begin, steps = decision(clock, deadline, 0.5, first=201)
+    assert begin <= 205
+    assert steps == pytest.approx(deadline.left() / 0.5, abs=0.51)
+
+
+def test_few_marks_are_kept_of_many_steps(clock: FakeClock) -> None:
+    deadline = Deadline(100)
+    begin, _ = decision(clock, deadline, 0.001)
+    assert begin == pytest.approx(50_000, abs=1)
+    assert len(deadline._marks) <= math.ceil(deadline_module._MARKS / 2) + 1

@@ -1,0 +1,163 @@
+"""Laws of runs with max_minutes: they end on time, can be gone on with and repeated; a plan alone changes nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SMALL, make_text
+
+import slm
+from slm import dial
+from slm.config import UserError
+from slm.settings import layered, read_table
+from slm.training import budget
+from slm.training.deadline import Deadline
+
+MINUTES = 0.06
+FIXED = {name: SMALL[name] for name in ("tokenizer", "device", "precision", "threads", "quiet")}
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds in place of minutes, and narrow candidates."""
+    monkeypatch.setattr(dial, "SHORTEST_MINUTES", 0.01)
+    monkeypatch.setattr(budget, "WIDTHS", (16, 32))
+
+
+def train(data: Any, **settings: Any) -> slm.Run:
+    return slm.train(data, **{**FIXED, "max_minutes": MINUTES, **settings})
+
+
+def test_a_run_ends_on_time_with_a_decay_that_was_decided_once(text: str) -> None:
+    began = time.monotonic()
+    run = train([text])
+    seconds = time.monotonic() - began
+    assert run.history is not None
+    assert 0.5 * 60 * MINUTES < seconds < 60 * MINUTES + 3
+    decisions = [record for record in run.history.records if "decay_steps" in record]
+    assert len(decisions) == 1
+    assert run.history.status == "finished"
+    lrs = {record["step"]: record["lr"] for record in run.history.records if "lr" in record}
+    peak = max(lrs.values())
+    before = [lr for step, lr in lrs.items() if step <= decisions[0]["step"]]
+    assert before.count(peak) >= len(before) - 1
+    assert lrs[max(lrs)] < 0.2 * peak
+    assert run.metrics["val_loss"] < 3.0
+
+
+def test_what_is_asked_for_is_kept_and_the_rest_is_planned(text: str) -> None:
+    run = train([text], num_layers=1, learning_rate=0.004, num_heads=3, plan_only=True)
+    resolved = run.resolved
+    assert (resolved["num_layers"], resolved["learning_rate"], resolved["num_heads"]) == (1, 0.004, 3)
+    assert resolved["embed_dim"] % 3 == 0
+    assert (resolved["recipe"], resolved["optimizer"], resolved["positions"]) == ("modern", "muon", "rope")
+    assert set(run.asked) == {"tokenizer", "device", "precision", "threads", "max_minutes", "num_layers",
+                              "learning_rate", "num_heads"}  # fmt: skip
+
+
+def test_a_recipe_that_is_asked_for_is_kept(text: str) -> None:
+    run = train([text], recipe="classic", plan_only=True)
+    assert (run.resolved["optimizer"], run.resolved["positions"]) == ("adamw", "learned")
+
+
+@pytest.mark.parametrize("minutes", [MINUTES, None])
+def test_a_plan_alone_trains_nothing_and_writes_nothing(
+    tmp_path: Path, text: str, minutes: float | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text(text)
+    sizes = {} if minutes else {name: SMALL[name] for name in ("embed_dim", "num_heads", "hidden_dim")}
+    run = slm.train(tmp_path / "text.txt", **{**FIXED, **sizes, "quiet": False}, max_minutes=minutes, plan_only=True,
+                    model_dir=tmp_path / "run")  # fmt: skip
+    assert run.history is None
+    assert not (tmp_path / "run" / "config.toml").exists()
+    told = capsys.readouterr().out
+    assert "model " in told
+    assert ("\nplan " in told) == (minutes is not None)
+
+
+def test_a_run_that_was_stopped_goes_on_with_its_plan_and_the_time_that_is_left(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(make_text(400))
+    asked = 0
+
+    def should_stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 8
+
+    first = train(tmp_path / "text.txt", model_dir=tmp_path / "run", should_stop=should_stop)
+    time.sleep(0.1)
+    began = time.monotonic()
+    second = train(tmp_path / "text.txt", model_dir=tmp_path / "run")
+    assert second.history is not None
+    assert second.history.resumed_from == 8
+    assert second.history.status == "finished"
+    assert time.monotonic() - began < 60 * MINUTES + 3
+    planned = {name: value for name, value in first.resolved.items() if name in budget.PLANNED}
+    assert planned == {name: second.resolved[name] for name in planned}
+
+
+@pytest.mark.filterwarnings("ignore:the plan reads the text")
+def test_a_run_that_is_repeated_ends_with_the_same_weights(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(make_text(400))
+    first = train(tmp_path / "text.txt", model_dir=tmp_path / "run")
+    again = slm.train(repeat=str(tmp_path / "run"), quiet=True)
+    assert first.history is not None
+    assert again.history is not None
+    assert again.history.total_steps == first.history.total_steps
+    assert again.metrics["val_loss"] == first.metrics["val_loss"]
+    for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_run_stopped_before_its_end_was_decided_cannot_be_repeated(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(make_text(400))
+    train(tmp_path / "text.txt", model_dir=tmp_path / "run", should_stop=lambda: True)
+    with pytest.raises(UserError, match="stopped before it was decided when it ends"):
+        layered({"repeat": str(tmp_path / "run")}, "keyword")
+
+
+def test_a_run_with_other_minutes_is_another_run(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(make_text(400))
+    train(tmp_path / "text.txt", model_dir=tmp_path / "run", should_stop=lambda: True)
+    with pytest.raises(UserError, match=r"max_minutes was 0\.06, is now 0\.1"):
+        train(tmp_path / "text.txt", model_dir=tmp_path / "run", max_minutes=0.1)
+
+
+def test_the_decision_is_recorded_with_the_run(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(make_text(400))
+    run = train(tmp_path / "text.txt", model_dir=tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    (decision,) = [record for record in map(json.loads, lines) if "decay_steps" in record]
+    assert run.history is not None
+    assert decision["max_steps"] == run.history.total_steps == decision["step"] + decision["decay_steps"]
+    assert "max_steps" not in read_table(str(tmp_path / "run"), "resolved")
+
+
+def test_too_few_minutes_and_schedules_that_need_an_end_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"max_minutes = 0\.005: must be at least 0\.01"):
+        train([text], max_minutes=0.005)
+    with pytest.raises(UserError, match="schedule = 'cosine' needs to know its last step"):
+        train([text], schedule="cosine")
+
+
+@pytest.mark.filterwarnings("ignore:only 5 steps")
+def test_steps_that_are_asked_for_end_a_run_before_its_minutes(text: str) -> None:
+    run = train([text], max_steps=5)
+    assert run.history is not None
+    assert run.history.step == 5
+
+
+def test_a_decay_that_becomes_too_slow_is_cut_off(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed = iter([False] * 3)
+    monkeypatch.setattr(Deadline, "has_passed", property(lambda self: next(passed, True)))
+    with pytest.warns(UserWarning, match="time is up: the machine became slower, so step .* is the last"):
+        run = train([text])
+    assert run.history is not None
+    assert run.history.status == "finished"
+    decision = next(record for record in run.history.records if "decay_steps" in record)
+    assert run.history.step == run.history.total_steps < decision["max_steps"]
