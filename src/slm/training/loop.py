@@ -78,7 +78,10 @@ def train_and_evaluate(
         trainer = Trainer(model, batches, val_dataset, config, machine, tokenizer, folder, on_log, should_stop)
         with machine.in_use(), seeded(machine.device, stream_seed("training", config.seed)):
             restore(trainer)
-            with compiled(trainer.with_loss, next(batches.epoch(0)), machine) as trainer.with_loss:
+            if machine.compile:
+                with compiled(trainer.with_loss, next(batches.epoch(0)), machine) as trainer.with_loss:
+                    trainer.train()
+            else:
                 trainer.train()
         if trainer.history.message:
             warnings.warn(trainer.history.message, stacklevel=2)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from slm.training.adamw import AdamW
 
 MOMENTUM = 0.95
 # p(x) = a x + b x^3 + c x^5, applied STEPS times, brings every singular value from 0.01 to 1 near 1.
@@ -52,58 +54,45 @@ def _iterate_by_gram(x: Tensor) -> Tensor:
     return product @ x
 
 
-class Muon(torch.optim.Optimizer):
-    """Muon for the groups that have `use_muon`, fused AdamW for the others; the numbers are torch's own.
+class Muon(AdamW):
+    """Muon for the first group, AdamW for the others; the numbers are torch's own.
 
-    torch.optim.Muon takes one matrix at a time, always in bf16. Like AdamW's, a step changes nothing where the
-    attribute `found_inf` is a tensor other than 0.
+    torch.optim.Muon takes one matrix at a time, always in bf16.
     """
 
     def __init__(
         self,
         matrices: Iterable[nn.Parameter],
-        others: Sequence[dict[str, Any]],
+        others: Sequence[Mapping[str, Any]],
         *,
         lr: float,
         betas: tuple[float, float],
         weight_decay: float,
-        fused: bool,
         dtype: torch.dtype,
     ) -> None:
         """others: AdamW's groups. dtype: that of the Newton-Schulz iteration."""
+        super().__init__([{"params": list(matrices), "weight_decay": weight_decay}, *others], lr=lr, betas=betas)
         self.dtype = dtype
-        self.adamw = torch.optim.AdamW(others, lr=lr, betas=betas, fused=fused)
-        super().__init__([{"params": list(matrices), "weight_decay": weight_decay}], {"lr": lr})
-        self.param_groups += self.adamw.param_groups
-        self._share()
-
-    def _share(self) -> None:
-        # One state and the same dicts of groups: what is set, saved or loaded here holds for AdamW, too.
-        self.adamw.state, self.adamw.param_groups = self.state, self.param_groups[1:]
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes what `state_dict` gave."""
-        super().load_state_dict(state_dict)
-        self._share()
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:
         """One update from the gradients."""
-        group, found_inf = self.param_groups[0], getattr(self, "found_inf", None)
-        self.adamw.found_inf = found_inf  # type: ignore[attr-defined]
-        self.adamw.step()
-        share = 1.0 if found_inf is None else 1.0 - found_inf
+        first, *others = self.param_groups
+        for group in others:
+            self._step_of_group(group)
+        share = 1.0 if self.found_inf is None else 1.0 - self.found_inf
         by_shape: dict[tuple[int, ...], list[Tensor]] = {}
-        for parameter in group["params"]:
+        for parameter in first["params"]:
             if parameter.grad is not None:
                 by_shape.setdefault(tuple(parameter.shape), []).append(parameter)
         for parameters in by_shape.values():
-            self._step_of_one_shape(parameters, group["lr"], group["weight_decay"], share)
+            self._step_of_one_shape(parameters, first["lr"], first["weight_decay"], share)
 
     def _step_of_one_shape(self, parameters: list[Tensor], lr: float, decay: float, share: float | Tensor) -> None:
         grads: list[Tensor] = [parameter.grad for parameter in parameters]  # type: ignore[misc]
         for parameter in parameters:
-            self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+            if parameter not in self.state:
+                self.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter)}
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         if isinstance(share, Tensor):
             grads = [torch.where(share > 0, grad, 0.0) for grad in grads]

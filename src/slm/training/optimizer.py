@@ -9,14 +9,13 @@ import torch
 from torch import nn
 
 from slm.config import TrainConfig
+from slm.training.adamw import AdamW
 from slm.training.device import Machine
 from slm.training.muon import Muon
 
-_FUSED_DEVICES = {"cpu", "cuda", "mps"}
 
-
-def make_optimizer(model: nn.Module, config: TrainConfig, machine: Machine) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019, algorithm 2), or Muon for the matrices of hidden layers and AdamW for the rest.
+def make_optimizer(model: nn.Module, config: TrainConfig, machine: Machine) -> AdamW:
+    """AdamW, or Muon for the matrices of hidden layers and AdamW for the rest.
 
     Weight decay spares biases, norms and other vectors.
     """
@@ -28,20 +27,13 @@ def make_optimizer(model: nn.Module, config: TrainConfig, machine: Machine) -> t
         {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    fused = machine.device.type in _FUSED_DEVICES
     betas = (config.beta1, config.beta2)
     if not hidden:
-        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=fused)
+        return AdamW(groups, lr=config.learning_rate, betas=betas)
     fast_bf16 = machine.device.type == "cuda" or machine.precision == "bf16"
-    return Muon(
-        hidden,
-        groups,
-        lr=config.learning_rate,
-        betas=betas,
-        weight_decay=config.weight_decay,
-        fused=fused,
-        dtype=torch.bfloat16 if fast_bf16 else torch.float32,
-    )
+    dtype = torch.bfloat16 if fast_bf16 else torch.float32
+    decay = config.weight_decay
+    return Muon(hidden, groups, lr=config.learning_rate, betas=betas, weight_decay=decay, dtype=dtype)
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:

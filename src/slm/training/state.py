@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from slm.config import UserError
 from slm.storage import checkpoint, files
+from slm.training.adamw import AdamW
 from slm.training.clock import Clock
 from slm.training.deadline import Deadline
 from slm.training.device import random_state, set_random_state
@@ -103,14 +103,9 @@ def _check(state: Mapping[str, Any], step: int) -> None:
         raise ValueError(f"{STATE} is not of step {step}, or not of a run")
 
 
-def _restore_moments(
-    optimizer: torch.optim.Optimizer, state: Mapping[int, Any], param_groups: list[dict[str, Any]]
-) -> None:
+def _restore_moments(optimizer: AdamW, state: Mapping[int, Any], param_groups: list[dict[str, Any]]) -> None:
     """Gives an optimizer the moments and learning rate of a saved one; its other settings are those of the run."""
-    groups = optimizer.state_dict()["param_groups"]
-    for group, saved in zip(groups, param_groups, strict=True):
-        group["lr"] = float(saved["lr"])
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    optimizer.load_state_dict({"state": state, "param_groups": param_groups})
     for parameter, kept in optimizer.state.items():
         if set(kept) not in _MOMENTS or any(value.shape not in ((), parameter.shape) for value in kept.values()):
             raise ValueError("the moments are of another optimizer")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from slm.config import IGNORE_INDEX
+from slm.training.adamw import Optimizer
 from slm.training.device import Machine, is_out_of_memory, random_state, set_random_state
 
 
@@ -25,7 +26,7 @@ class StepResult(NamedTuple):
 
 def train_step(
     with_loss: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     tokens: Tensor,
     targets: Tensor,
     *,
@@ -63,12 +64,12 @@ def train_step(
             optimizer.zero_grad(set_to_none=True)
             machine.free_memory()
             set_random_state(machine.device, random)
-    scaler.unscale_(optimizer)
+    scaler.unscale_(optimizer)  # type: ignore[arg-type]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     grad_norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm or math.inf)
     if scaler.is_enabled():  # skips infinite gradients itself
         if torch.isfinite(loss):
-            scaler.step(optimizer)
+            scaler.step(optimizer)  # type: ignore[arg-type]
         scaler.update()
     else:
         _update(optimizer, torch.isfinite(loss) & torch.isfinite(grad_norm))
@@ -76,7 +77,7 @@ def train_step(
     return StepResult(loss, grad_norm, micro_batch_size)
 
 
-def _update(optimizer: torch.optim.Optimizer, is_finite: Tensor) -> None:
+def _update(optimizer: Optimizer, is_finite: Tensor) -> None:
     """The optimizer's step, which changes nothing where is_finite is False."""
     if is_finite.device.type != "cpu":  # the device finds out by itself: asking it would wait for it
         optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]

@@ -137,14 +137,11 @@ def seconds_of_step(model: nn.Module, batch: tuple[Tensor, Tensor], machine: Mac
 
 @contextmanager
 def compiled(with_loss: nn.Module, batch: tuple[Tensor, Tensor], machine: Machine) -> Iterator[nn.Module]:
-    """A context that gives a WithLoss compiled where the machine says so, or as it is where that fails, with a warning.
+    """A context that gives a WithLoss compiled, or as it is where that fails, with a warning.
 
     Of a LanguageModel the blocks are compiled: they are alike, so that compiling one serves all, and the loss keeps its
     own way of never holding all logits.
     """
-    if not machine.compile:
-        yield with_loss
-        return
     model = with_loss.model
     blocks = list(model.blocks) if isinstance(model, LanguageModel) else []
     training = with_loss.training
