@@ -59,7 +59,7 @@ def with_transformers(steps: int, precision: str, threads: int) -> float:
     torch.set_num_threads(threads)
     sizes = {"n_positions": CONTEXT, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "vocab_size": VOCAB}
     none = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "tie_word_embeddings": False, "use_cache": False}
-    config = GPT2Config(**sizes, **none, activation_function="gelu_pytorch_tanh")
+    config = GPT2Config(**sizes, **none, activation_function="gelu")
     model = GPT2LMHeadModel._from_config(config, attn_implementation="sdpa")
     rows = windows(steps).view(-1, CONTEXT)
     data = [{"input_ids": row, "labels": row} for row in rows]

@@ -339,9 +339,11 @@ def test_evaluation_in_pieces_gives_the_metrics_of_all_logits(
 
 @pytest.mark.usefixtures("in_pieces")
 def test_evaluation_in_pieces_counts_every_target_once() -> None:
-    model, windows = make_model(), make_windows(B + 3, ignored=0.3)
-    tokens, targets = (torch.stack(part) for part in zip(*windows, strict=True))
-    logits, counted = model.eval()(tokens), targets != IGNORE_INDEX
+    model = make_model().eval()
+    tokens, targets = (torch.stack(part) for part in zip(*make_windows(B + 3, ignored=0.3), strict=True))
+    logits, counted = model(tokens), targets != IGNORE_INDEX
+    targets[:, ::2] = torch.where(counted, logits.argmax(-1), targets)[:, ::2]  # more than half are right
+    windows: Any = list(zip(tokens, targets, strict=True))
     for batch_size in (1, 4, B, 100):
         metrics = evaluate(model, windows, batch_size=batch_size)
         assert metrics["val_loss"] == pytest.approx(next_token_loss(logits, targets).item(), rel=1e-5)
@@ -350,8 +352,8 @@ def test_evaluation_in_pieces_counts_every_target_once() -> None:
 
 
 @pytest.mark.usefixtures("in_pieces")
-def test_evaluation_in_pieces_keeps_no_gradient_and_stops_when_asked() -> None:
-    model, calls = make_model(), itertools.count()
+def test_evaluation_in_pieces_keeps_nothing_for_gradients_and_stops_when_asked() -> None:
+    model, calls, kept = make_model(), itertools.count(), []
+    model.norm.register_forward_hook(lambda *of_call: kept.append(of_call[-1].requires_grad))
     assert evaluate(model, make_windows(B), batch_size=4, should_stop=lambda: next(calls) == 2) == {}
-    assert next(calls) == 3
-    assert all(parameter.grad is None for parameter in model.parameters())
+    assert kept == [False, False]

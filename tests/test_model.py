@@ -99,7 +99,7 @@ class Reference:
     def mlp(self, x: Tensor, name: str) -> Tensor:
         up = self.linear(x, f"{name}.up_proj")
         if self.config.mlp == "gelu":
-            inner = 0.5 * up * (1 + torch.tanh(math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)))
+            inner = 0.5 * up * (1 + torch.erf(up / math.sqrt(2)))
         elif self.config.mlp == "relu2":
             inner = torch.where(up > 0, up * up, 0.0)
         else:

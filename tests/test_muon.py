@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from slm.config import ModelConfig, TrainConfig
 from slm.model.transformer import LanguageModel
+from slm.training.adamw import AdamW
 from slm.training.device import Machine
 from slm.training.muon import COEFFICIENTS, STEPS, Muon, orthogonalize
 from slm.training.optimizer import hidden_matrices, make_optimizer
@@ -21,6 +22,7 @@ SHAPES = {"square": (12, 12), "wide": (8, 20), "tall": (20, 8), "row": (1, 9)}
 LR, DECAY, BETAS = 0.05, 0.3, (0.9, 0.99)
 
 every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+both_kinds = pytest.mark.parametrize("kind", ["adamw", "muon"])
 both_types = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bf16"])
 
 
@@ -34,14 +36,14 @@ def make_model(**options: Any) -> LanguageModel:
     return LanguageModel(ModelConfig(**sizes, **options))
 
 
-def optimizer_of(model: nn.Module, optimizer: str = "muon", machine: Machine = MACHINE) -> torch.optim.Optimizer:
+def optimizer_of(model: nn.Module, optimizer: str = "muon", machine: Machine = MACHINE) -> AdamW:
     config = TrainConfig(optimizer=optimizer, learning_rate=LR, weight_decay=DECAY, beta1=BETAS[0], beta2=BETAS[1])
     return make_optimizer(model, config, machine)
 
 
 def muon_alone(matrices: list[nn.Parameter], dtype: torch.dtype, decay: float = DECAY) -> Muon:
     others = [{"params": [nn.Parameter(torch.zeros(1))], "weight_decay": 0.0}]
-    return Muon(matrices, others, lr=LR, betas=BETAS, weight_decay=decay, fused=True, dtype=dtype)
+    return Muon(matrices, others, lr=LR, betas=BETAS, weight_decay=decay, dtype=dtype)
 
 
 def set_gradients(parameters: list[nn.Parameter], step: int) -> None:
@@ -49,7 +51,7 @@ def set_gradients(parameters: list[nn.Parameter], step: int) -> None:
         parameter.grad = make(*parameter.shape, seed=100 * step + number).to(parameter.dtype)
 
 
-def take_steps(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, lr: float | None = None) -> None:
+def take_steps(model: nn.Module, optimizer: AdamW, steps: range, lr: float | None = None) -> None:
     for step in steps:
         set_gradients(list(model.parameters()), step)
         for group in optimizer.param_groups:
@@ -65,7 +67,7 @@ def all_equal(a: list[Tensor], b: list[Tensor]) -> bool:
     return all(torch.equal(one, other) for one, other in zip(a, b, strict=True))
 
 
-def tensors_of_state(optimizer: torch.optim.Optimizer) -> dict[tuple[int, str], Tensor]:
+def tensors_of_state(optimizer: AdamW) -> dict[tuple[int, str], Tensor]:
     return {(i, name): x.clone() for i, kept in optimizer.state_dict()["state"].items() for name, x in kept.items()}
 
 
@@ -217,25 +219,42 @@ def test_a_matrix_without_a_gradient_stays_as_it_is() -> None:
     assert unused not in optimizer.state
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_all_else_takes_exactly_the_steps_of_adamw(fused: bool) -> None:
-    def make_others() -> list[dict[str, Any]]:
-        return [
-            {"params": [nn.Parameter(make(5, 4)), nn.Parameter(make(3, 2))], "weight_decay": DECAY},
-            {"params": [nn.Parameter(make(7))], "weight_decay": 0.0},
-        ]
+def make_others() -> list[dict[str, Any]]:
+    return [
+        {"params": [nn.Parameter(make(5, 4)), nn.Parameter(make(3, 2))], "weight_decay": DECAY},
+        {"params": [nn.Parameter(make(7))], "weight_decay": 0.0},
+    ]
 
+
+@pytest.mark.parametrize("kind", [Muon, AdamW])
+def test_all_else_takes_exactly_the_steps_of_torchs_adamw(kind: type[AdamW]) -> None:
     mine, its, matrix = make_others(), make_others(), nn.Parameter(make(4, 4))
-    optimizer = Muon([matrix], mine, lr=LR, betas=BETAS, weight_decay=DECAY, fused=fused, dtype=torch.float32)
-    reference = torch.optim.AdamW(its, lr=LR, betas=BETAS, fused=fused)
+    if kind is Muon:
+        optimizer = Muon([matrix], mine, lr=LR, betas=BETAS, weight_decay=DECAY, dtype=torch.float32)
+    else:
+        optimizer = AdamW(mine, lr=LR, betas=BETAS)
+    reference = torch.optim.AdamW(its, lr=LR, betas=BETAS, fused=True)
     parameters, others = ([p for group in groups for p in group["params"]] for groups in (mine, its))
     for step in range(4):
         set_gradients([matrix], step)
         set_gradients(parameters, step)
         set_gradients(others, step)
+        if step == 2:
+            parameters[1].grad = others[1].grad = None
         optimizer.step()
         reference.step()
         assert all_equal(parameters, others)
+    for a, b in zip(parameters, others, strict=True):
+        assert all_equal(list(optimizer.state[a].values()), [reference.state[b][name] for name in optimizer.state[a]])
+
+
+@both_kinds
+def test_zero_grad_forgets_the_gradients(kind: str) -> None:
+    model = make_model()
+    optimizer = optimizer_of(model, kind)
+    set_gradients(list(model.parameters()), 0)
+    optimizer.zero_grad()
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_the_learning_rate_of_the_groups_holds_for_both_kinds() -> None:
@@ -255,9 +274,10 @@ def test_the_learning_rate_of_the_groups_holds_for_both_kinds() -> None:
 # A step that was no number
 
 
-def test_a_step_with_found_inf_changes_no_weight_and_no_momentum() -> None:
+@both_kinds
+def test_a_step_with_found_inf_changes_no_weight_and_no_momentum(kind: str) -> None:
     model = make_model()
-    optimizer: Any = optimizer_of(model)
+    optimizer = optimizer_of(model, kind)
     take_steps(model, optimizer, range(2))
     before, state = copies(model), tensors_of_state(optimizer)
     optimizer.found_inf = torch.tensor(1.0)
@@ -268,13 +288,14 @@ def test_a_step_with_found_inf_changes_no_weight_and_no_momentum() -> None:
     assert all_equal(copies(model), before)
     after = tensors_of_state(optimizer)
     assert after.keys() == state.keys()
-    assert {name for _, name in state} == {"momentum_buffer", "step", "exp_avg", "exp_avg_sq"}
+    assert len(state) > len(before)
     assert all(torch.equal(after[key], state[key]) for key in state)
 
 
-def test_a_first_step_with_found_inf_changes_no_weight() -> None:
+@both_kinds
+def test_a_first_step_with_found_inf_changes_no_weight(kind: str) -> None:
     model = make_model()
-    optimizer: Any = optimizer_of(model)
+    optimizer = optimizer_of(model, kind)
     before = copies(model)
     optimizer.found_inf = torch.tensor(1.0)
     take_steps(model, optimizer, range(1))
@@ -282,9 +303,10 @@ def test_a_first_step_with_found_inf_changes_no_weight() -> None:
     assert not any(x.any() for x in tensors_of_state(optimizer).values())
 
 
-def test_found_inf_of_zero_is_none() -> None:
+@both_kinds
+def test_found_inf_of_zero_is_none(kind: str) -> None:
     one, other = make_model(), make_model()
-    optimizers: list[Any] = [optimizer_of(one), optimizer_of(other)]
+    optimizers = [optimizer_of(one, kind), optimizer_of(other, kind)]
     optimizers[0].found_inf = torch.tensor(0.0)
     for model, optimizer in zip((one, other), optimizers, strict=True):
         take_steps(model, optimizer, range(3))
@@ -293,11 +315,12 @@ def test_found_inf_of_zero_is_none() -> None:
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
-def test_after_found_inf_the_steps_go_on_as_if_that_one_had_not_been() -> None:
+@both_kinds
+def test_after_found_inf_the_steps_go_on_as_if_that_one_had_not_been(kind: str) -> None:
     one, other = make_model(), make_model()
-    with_bad, without = optimizer_of(one), optimizer_of(other)
+    with_bad, without = optimizer_of(one, kind), optimizer_of(other, kind)
     for step, is_bad in enumerate([0.0, 1.0, 0.0]):
-        with_bad.found_inf = torch.tensor(is_bad)  # type: ignore[attr-defined]
+        with_bad.found_inf = torch.tensor(is_bad)
         take_steps(one, with_bad, range(step, step + 1))
         if not is_bad:
             take_steps(other, without, range(step, step + 1))
@@ -308,15 +331,16 @@ def test_after_found_inf_the_steps_go_on_as_if_that_one_had_not_been() -> None:
 # State
 
 
-def test_a_loaded_optimizer_goes_on_like_the_one_that_was_saved() -> None:
+@both_kinds
+def test_a_loaded_optimizer_goes_on_like_the_one_that_was_saved(kind: str) -> None:
     model = make_model()
-    optimizer = optimizer_of(model)
+    optimizer = optimizer_of(model, kind)
     take_steps(model, optimizer, range(3), lr=0.01)
     saved = copy.deepcopy(optimizer.state_dict())
     twin = copy.deepcopy(model)
-    loaded = optimizer_of(twin)
+    loaded = optimizer_of(twin, kind)
     loaded.load_state_dict(saved)
-    assert [group["lr"] for group in loaded.param_groups] == [0.01] * 3
+    assert [group["lr"] for group in loaded.param_groups] == [0.01] * len(optimizer.param_groups)
     take_steps(model, optimizer, range(3, 6))
     take_steps(twin, loaded, range(3, 6))
     assert all_equal(copies(twin), copies(model))
@@ -325,6 +349,17 @@ def test_a_loaded_optimizer_goes_on_like_the_one_that_was_saved() -> None:
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     take_steps(twin, loaded, range(6, 8), lr=0.0)  # the groups that were loaded are those that count
     assert all_equal(copies(twin), copies(model))
+
+
+def test_a_loaded_state_is_a_copy() -> None:
+    model, twin = make_model(), make_model()
+    optimizer, loaded = optimizer_of(model), optimizer_of(twin)
+    take_steps(model, optimizer, range(2))
+    before = tensors_of_state(optimizer)
+    loaded.load_state_dict(optimizer.state_dict())
+    take_steps(twin, loaded, range(2))
+    after = tensors_of_state(optimizer)
+    assert all(torch.equal(after[key], before[key]) for key in before)
 
 
 def test_every_weight_has_its_place_in_the_state() -> None:
@@ -387,11 +422,11 @@ def test_a_weight_that_is_also_an_embedding_or_shared_by_layers_counts_as_what_i
 @pytest.mark.parametrize("make_any", [lambda: nn.Linear(4, 4), lambda: nn.Embedding(4, 4), lambda: nn.Conv1d(4, 4, 3)])
 def test_a_model_without_hidden_matrices_gets_adamw(make_any: Callable[[], nn.Module]) -> None:
     assert hidden_matrices(make_any()) == []
-    assert type(optimizer_of(make_any())) is torch.optim.AdamW
+    assert type(optimizer_of(make_any())) is AdamW
 
 
 def test_muon_is_for_those_who_ask_for_it() -> None:
-    assert type(optimizer_of(make_model(), "adamw")) is torch.optim.AdamW
+    assert type(optimizer_of(make_model(), "adamw")) is AdamW
     assert type(optimizer_of(make_model())) is Muon
 
 

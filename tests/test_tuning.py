@@ -228,8 +228,7 @@ def test_timing_a_whole_batch_leaves_the_model_as_it_was(is_training: bool, prec
 # compiled
 
 
-def machine_that_compiles(compile: bool = True) -> Machine:
-    return Machine(CPU, "fp32", 1, "", compile)
+COMPILING = Machine(CPU, "fp32", 1, "", True)
 
 
 def fake_compiler(monkeypatch: pytest.MonkeyPatch, fails_from: float = math.inf, when: str = "compiled") -> list[Any]:
@@ -265,18 +264,10 @@ def is_eager(with_loss: WithLoss) -> bool:
     return all(module._compiled_call_impl is None for module in with_loss.modules())
 
 
-def test_a_machine_that_does_not_compile_takes_the_module_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, with_loss = fake_compiler(monkeypatch, fails_from=0), WithLoss(make_model())
-    with compiled(with_loss, make_batch(), machine_that_compiles(False)) as module:
-        assert module is with_loss
-        assert is_eager(with_loss)
-    assert not calls
-
-
 def test_of_a_language_model_the_blocks_are_compiled_and_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     calls, with_loss = fake_compiler(monkeypatch), WithLoss(make_model())
     expected = with_loss(*make_batch())
-    with compiled(with_loss, make_batch(), machine_that_compiles()) as module:
+    with compiled(with_loss, make_batch(), COMPILING) as module:
         assert module is with_loss
         assert len(calls) == 2  # each block once, while the context begins
         assert torch.equal(module(*make_batch()), expected)
@@ -288,7 +279,7 @@ def test_of_a_language_model_the_blocks_are_compiled_and_restored(monkeypatch: p
 
 def test_of_any_other_model_all_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     calls, with_loss = fake_compiler(monkeypatch), WithLoss(Picky())
-    with compiled(with_loss, make_batch(), machine_that_compiles()) as module:
+    with compiled(with_loss, make_batch(), COMPILING) as module:
         assert module is not with_loss
         assert torch.equal(module(*make_batch()), with_loss(*make_batch()))
     assert calls == [with_loss] * 2
@@ -301,7 +292,7 @@ def test_compiling_leaves_no_gradients_nor_another_mode_nor_random_state(
 ) -> None:
     fake_compiler(monkeypatch)
     with_loss, random = WithLoss(make_any()).train(is_training), torch.get_rng_state()
-    with compiled(with_loss, make_batch(), machine_that_compiles()):
+    with compiled(with_loss, make_batch(), COMPILING):
         assert all(module.training == is_training for module in with_loss.modules())
         assert all(p.grad is None for p in with_loss.parameters())
         assert torch.equal(torch.get_rng_state(), random)
@@ -316,7 +307,7 @@ def test_where_compiling_fails_the_module_is_used_as_it_is_with_a_warning(
     with_loss = WithLoss(make_any()).eval()
     expected, random = with_loss(*make_batch()), torch.get_rng_state()
     told = r"^torch\.compile failed \(no compiler here\): training goes on without it\.$"
-    context = compiled(with_loss, make_batch(), machine_that_compiles())
+    context = compiled(with_loss, make_batch(), COMPILING)
     with pytest.warns(UserWarning, match=told):
         module = context.__enter__()
     assert module is with_loss
@@ -333,7 +324,7 @@ def test_blocks_are_restored_when_training_fails(monkeypatch: pytest.MonkeyPatch
     with_loss = WithLoss(make_model())
 
     def train() -> None:
-        with compiled(with_loss, make_batch(), machine_that_compiles()):
+        with compiled(with_loss, make_batch(), COMPILING):
             assert not is_eager(with_loss)
             raise KeyError
 

@@ -18,6 +18,7 @@ from slm.model.transformer import LanguageModel
 # From so many logits on they are computed, used and overwritten piece by piece, in pieces that fit the caches.
 MOST_LOGITS = 2**21
 _LOGITS_AT_ONCE = {"cpu": 2**21}
+_FEWEST_ROWS = 256  # in a piece: each costs a pass over the gradient of the output layer
 _LOGITS_ON_DEVICE = 2**27  # of an accelerator, which needs large pieces to be busy
 
 
@@ -72,7 +73,7 @@ def logits_in_pieces(model: nn.Module, tokens: Tensor, targets: Tensor) -> Itera
 
 def rows_at_once(vocab_size: int, device: torch.device) -> int:
     """How many rows of V logits make a piece on that device."""
-    return max(64, _LOGITS_AT_ONCE.get(device.type, _LOGITS_ON_DEVICE) // vocab_size // 64 * 64)
+    return max(_FEWEST_ROWS, _LOGITS_AT_ONCE.get(device.type, _LOGITS_ON_DEVICE) // vocab_size // 64 * 64)
 
 
 def chunked_loss(features: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
