@@ -6,27 +6,34 @@ Trains models of several widths for several times on 'python' (built in), the En
 messages of SMS spam (DIR holds multi30k.train.en.gz and sms_spam.tsv), each run in a process of its own on one thread,
 with as many steps as fit into its CPU seconds, and fits
 
-    bits per byte = E + s x (RATIO / parameters^ALPHA + (1 + OVERFIT x parameters x passes / text) / tokens^BETA)
+    bits per byte = E + s x (RATIO / parameters^ALPHA + 1 / tokens^BETA)
 
-with E and s of each corpus, and RATIO, ALPHA, BETA, REPEATS and OVERFIT of all; tokens are what `worth` says. Tiny
-Shakespeare and the stories are not looked at: they are the exam.
+in millions, with E and s of each corpus, and RATIO, ALPHA, BETA and REPEATS of all; tokens that repeat count less, as
+REPEATS says. Tiny Shakespeare and the stories are not looked at: they are the exam.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import itertools
 import json
+import math
+import statistics
 import tempfile
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import Results, where
+from common import Results, in_new_process, where
+from torch import Tensor
 
 import slm
+from slm.data.splits import load_data
+from slm.settings import layered
 from slm.training import budget
 
 RUNS: dict[str, list[tuple[int, int]]] = {  # CPU seconds and widths
@@ -66,41 +73,96 @@ def settings_of(corpus: str, width: int, tokens_per_step: int, data_dir: Path) -
         "threads": 1,
         "device": "cpu",
         "quiet": True,
-        "log_every": 1,
     }
+
+
+def text_tokens(settings: dict[str, Any]) -> int:
+    """Tokens of the training text."""
+    keys = layered(settings, "keyword")
+    data = load_data(
+        keys.data,
+        None,
+        vocab_size=keys.model.vocab_size,
+        max_seq_len=keys.model.max_seq_len,
+        seed=0,
+        recheck=False,
+        asked=(),
+        on_progress=lambda what, done, total: None,
+    )
+    return len(data.train_dataset.tokens)
 
 
 def run(corpus: str, seconds: float, width: int, data_dir: str) -> dict[str, float]:
     """Parameters, tokens, tokens of the text and bits per byte at the end of one run."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    tokens_per_step = 1024
+    tokens_per_step, max_steps = 1024, 0
     for _ in range(2):  # the batch depends on the tokens that the time allows
         settings = settings_of(corpus, width, tokens_per_step, Path(data_dir))
-        times: list[float] = []
-        slm.train(**settings, max_steps=12, eval_every=99, val_tokens=1000,
-                  on_log=lambda record: times.append(time.process_time()))  # fmt: skip
-        steps = sorted(b - a for a, b in zip(times[3:-1], times[4:-1], strict=False))
-        max_steps = max(20, round(seconds / steps[len(steps) // 2]))
+        max_steps = max(20, round(seconds / seconds_of_step(settings)))
         tokens_per_step = budget.batch_tokens_for(max_steps * settings["batch_size"] * 128)
     trained = slm.train(**settings, max_steps=max_steps, eval_every=max_steps, val_tokens=60_000)
-    config = trained.model.config
     assert trained.history is not None
-    last = trained.history.evaluations[-1]
-    epochs = max_steps * settings["batch_size"] * 128
     return {
-        "parameters": budget.matrix_parameters(config),
-        "tokens": epochs,
-        "text": epochs / max(last["epoch"], 1) if last["epoch"] > 3 else text_tokens(trained),
-        "bits_per_byte": last["val_bits_per_byte"],
+        "parameters": budget.matrix_parameters(trained.model.config),
+        "tokens": max_steps * settings["batch_size"] * 128,
+        "text": text_tokens(settings),
+        "bits_per_byte": trained.history.evaluations[-1]["val_bits_per_byte"],
     }
 
 
-def text_tokens(trained: slm.Run) -> float:
-    """Tokens of the training text, from how far into its epoch the last record is."""
-    assert trained.history is not None
-    first = next(record for record in trained.history.records if "lr" in record)
-    return float(first["tokens_seen"])
+def seconds_of_step(settings: dict[str, Any]) -> float:
+    """The median CPU seconds of a step."""
+    times: list[float] = []
+    slm.train(
+        **settings,
+        max_steps=12,
+        log_every=1,
+        eval_every=99,
+        val_tokens=1000,
+        on_log=lambda _: times.append(time.process_time()),
+    )
+    return statistics.median(b - a for a, b in itertools.pairwise(times[3:-1]))
+
+
+def fit(points: dict[str, list[dict[str, float]]]) -> tuple[dict[str, float], float]:
+    """The constants of all corpora, and the root of the mean squared error in bits per byte."""
+    which = torch.tensor([number for number, found in enumerate(points.values()) for _ in found])
+    flat = [point for found in points.values() for point in found]
+    parameters, tokens, text, bits = (
+        torch.tensor([point[name] for point in flat], dtype=torch.float64)
+        for name in ("parameters", "tokens", "text", "bits_per_byte")
+    )
+    best: tuple[float, dict[str, Tensor], float] | None = None
+    for alpha, beta in itertools.product((0.3, 0.6), (0.2, 0.4)):  # several starts, for there are many valleys
+        start = {"ratio": 0.0, "alpha": math.log(alpha), "beta": math.log(beta), "repeats": 1.5}
+        logs = {name: torch.tensor(value, dtype=torch.float64, requires_grad=True) for name, value in start.items()}
+        floors = torch.full((len(points),), 0.8, dtype=torch.float64, requires_grad=True)
+        scales = torch.zeros(len(points), dtype=torch.float64, requires_grad=True)
+
+        def errors(logs: Any = logs, floors: Any = floors, scales: Any = scales) -> Tensor:
+            law = {name: value.exp() for name, value in logs.items()}
+            passes = tokens / text
+            again = law["repeats"] * -torch.expm1(-(passes - 1).clamp(min=0) / law["repeats"])
+            worth = torch.where(passes > 1, text * (1 + again), tokens)
+            terms = law["ratio"] * (parameters / 1e6) ** -law["alpha"] + (worth / 1e6) ** -law["beta"]
+            return floors[which] + scales.exp()[which] * terms - bits
+
+        optimizer = torch.optim.LBFGS([*logs.values(), floors, scales], max_iter=3000, line_search_fn="strong_wolfe")
+
+        def closure(optimizer: Any = optimizer, errors: Any = errors, logs: Any = logs, start: Any = start) -> Tensor:
+            optimizer.zero_grad()
+            pull = sum((logs[name] - start[name]) ** 2 for name in start)  # where the points leave it open
+            loss = errors().square().mean() + 1e-5 * pull
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        loss = closure().item()
+        if best is None or loss < best[0]:
+            best = loss, {name: value.detach().exp() for name, value in logs.items()}, errors().square().mean().item()
+    assert best is not None
+    return {name: value.item() for name, value in best[1].items()}, best[2] ** 0.5
 
 
 def main() -> None:
@@ -108,7 +170,6 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path)
     parser.add_argument("--results", type=Path, help="file that keeps what was measured, to go on from")
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--fit_only", action="store_true")
     parser.add_argument("--task", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.task:
@@ -121,6 +182,20 @@ def main() -> None:
         for seconds, width in runs
     ]
     print(where(), flush=True)
+
+    def measure(task: dict[str, Any]) -> dict[str, float]:
+        return results.get(json.dumps(task), lambda: in_new_process(__file__, task))
+
+    points: dict[str, list[dict[str, float]]] = {}
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for task, point in zip(tasks, pool.map(measure, tasks), strict=True):
+            points.setdefault(task["corpus"], []).append(point)
+            size = f"{point['parameters'] / 1e6:.2f} M parameters, {point['tokens'] / 1e6:.2f} M tokens"
+            passes = f"{point['tokens'] / point['text']:.1f} passes: {point['bits_per_byte']:.4f} bits per byte"
+            print(f"{task['corpus']:<9} {task['seconds']:4} s, width {task['width']:3}: {size}, {passes}", flush=True)
+    constants, error = fit(points)
+    print(", ".join(f"{name.upper()} = {value:.3f}" for name, value in constants.items()))
+    print(f"root of the mean squared error: {error:.4f} bits per byte")
 
 
 if __name__ == "__main__":
