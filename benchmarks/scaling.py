@@ -135,7 +135,7 @@ def fit(points: dict[str, list[dict[str, float]]]) -> tuple[dict[str, float], fl
     )
     best: tuple[float, dict[str, Tensor], float] | None = None
     for alpha, beta in itertools.product((0.3, 0.6), (0.2, 0.4)):  # several starts, for there are many valleys
-        start = {"ratio": 0.0, "alpha": math.log(alpha), "beta": math.log(beta), "repeats": 1.5}
+        start = {"ratio": -1.5, "alpha": math.log(alpha), "beta": math.log(beta), "repeats": 1.6}
         logs = {name: torch.tensor(value, dtype=torch.float64, requires_grad=True) for name, value in start.items()}
         floors = torch.full((len(points),), 0.8, dtype=torch.float64, requires_grad=True)
         scales = torch.zeros(len(points), dtype=torch.float64, requires_grad=True)

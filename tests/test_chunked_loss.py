@@ -27,11 +27,16 @@ CPU = torch.device("cpu")
 B, T, D, V = 10, 26, 8, 203  # N = 260 rows make five pieces of 64, the last one with 4
 
 
+def take_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on every LanguageModel has many logits, which are made for 64 rows at once."""
+    monkeypatch.setattr(loss_module, "MOST_LOGITS", 0)
+    monkeypatch.setattr(loss_module, "_FEWEST_ROWS", 64)
+    monkeypatch.setitem(loss_module._LOGITS_AT_ONCE, "cpu", 0)
+
+
 @pytest.fixture
 def in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every LanguageModel has many logits, and they are made in the smallest pieces."""
-    monkeypatch.setattr(loss_module, "MOST_LOGITS", 0)
-    monkeypatch.setitem(loss_module._LOGITS_AT_ONCE, "cpu", 0)
+    take_pieces(monkeypatch)
 
 
 def make(*shape: int, seed: int = 0) -> Tensor:
@@ -210,14 +215,15 @@ def test_bf16_gradients_keep_their_size_where_the_target_is_nearly_certain(likel
 # Which way is taken
 
 
-def test_a_piece_has_whole_groups_of_64_rows_that_fit() -> None:
-    budget = loss_module._LOGITS_AT_ONCE["cpu"]
+def test_a_piece_has_whole_groups_of_64_rows_as_many_as_fit_but_for_the_fewest() -> None:
+    budget, fewest = loss_module._LOGITS_AT_ONCE["cpu"], loss_module._FEWEST_ROWS
     for vocab_size in (2, 100, 2048, 10_000, 32_768, 32_769, 300_000):
         rows = rows_at_once(vocab_size, CPU)
         assert rows % 64 == 0
-        assert rows == 64 or rows * vocab_size <= budget
+        assert rows == fewest or fewest < rows <= budget / vocab_size
         assert (rows + 64) * vocab_size > budget
-        assert rows_at_once(vocab_size, torch.device("cuda")) >= 2 * rows
+        assert rows_at_once(vocab_size, torch.device("cuda")) >= rows
+    assert rows_at_once(2048, torch.device("cuda")) > 8 * rows_at_once(2048, CPU)  # which needs more to be busy
 
 
 def test_more_logits_than_the_most_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,8 +275,7 @@ def test_a_language_model_has_the_same_loss_and_gradients_above_and_below_the_th
     model, tokens, targets = make_model(**options), make_ids(B, T), make_ids(B, T, ignored=0.2, seed=2)
     below = train(model, tokens, targets)
     assert torch.equal(below[0], next_token_loss(model(tokens), targets))
-    monkeypatch.setattr(loss_module, "MOST_LOGITS", 0)
-    monkeypatch.setitem(loss_module._LOGITS_AT_ONCE, "cpu", 0)
+    take_pieces(monkeypatch)
     monkeypatch.setattr(loss_module, "next_token_loss", lambda *_: pytest.fail("all logits were made"))
     assert_same(train(model, tokens, targets), below)
 
@@ -307,15 +312,14 @@ def make_windows(count: int, ignored: float = 0.0) -> Any:
 def test_no_tensor_ever_holds_all_logits(
     monkeypatch: pytest.MonkeyPatch, use: Callable[[nn.Module], None], precision: str
 ) -> None:
-    largest = []
-    for most in (B * T * V, 0):
-        monkeypatch.setattr(loss_module, "MOST_LOGITS", most)
-        monkeypatch.setitem(loss_module._LOGITS_AT_ONCE, "cpu", most)
-        with Largest() as mode, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+    def largest_of() -> int:
+        with Largest() as largest, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             use(make_model())
-        largest.append(mode.numel)
-    assert largest[0] == B * T * V
-    assert largest[1] <= max(64 * V, B * 2 * T * T)  # a piece of them, or the weights of attention
+        return largest.numel
+
+    assert largest_of() == B * T * V
+    take_pieces(monkeypatch)
+    assert largest_of() <= max(64 * V, B * 2 * T * T)  # a piece of them, or the weights of attention
 
 
 # evaluate
@@ -329,8 +333,7 @@ def test_evaluation_in_pieces_gives_the_metrics_of_all_logits(
     windows: Dataset[Any] = make_windows(B + 3, ignored)
     model, bytes_per_token = make_model(dropout=0.5).train(is_training), torch.arange(V) % 5 + 1
     whole = evaluate(model, windows, batch_size=B, bytes_per_token=bytes_per_token)
-    monkeypatch.setattr(loss_module, "MOST_LOGITS", 0)
-    monkeypatch.setitem(loss_module._LOGITS_AT_ONCE, "cpu", 0)
+    take_pieces(monkeypatch)
     pieces = evaluate(model, windows, batch_size=B, bytes_per_token=bytes_per_token)
     assert pieces == pytest.approx(whole, rel=1e-5, nan_ok=True)
     assert ("val_bits_per_byte" in pieces) == (ignored < 1)

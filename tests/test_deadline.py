@@ -1,4 +1,4 @@
-"""Laws of the deadline: the peak learning rate until half of the time is left, and then as many steps as fit."""
+"""Laws of the deadline: the peak learning rate until the decay's share of the time is left, and then what fits."""
 
 from __future__ import annotations
 
@@ -86,7 +86,8 @@ def test_a_decision_stays_due_until_it_is_taken(clock: FakeClock) -> None:
 @pytest.mark.parametrize(("early", "late"), [(0.1, 0.4), (0.4, 0.1)])
 def test_the_pace_is_that_of_the_later_half_of_the_steps(clock: FakeClock, early: float, late: float) -> None:
     deadline = Deadline(100)
-    told = [steps for _, steps in run(clock, deadline, early, last=round(20 / early))]
+    early_seconds = 0.4 * (1 - DECAY_SHARE) * 100  # over before the later half of those at the peak begins
+    told = [steps for _, steps in run(clock, deadline, early, last=round(early_seconds / early))]
     assert set(told) == {None}
     _, steps = decision(clock, deadline, late, first=len(told) + 1)
     assert steps == pytest.approx(deadline.left() / late, rel=0.02)
@@ -103,10 +104,10 @@ def test_evaluations_between_steps_count_in_the_pace(clock: FakeClock) -> None:
 
 def test_two_steps_are_needed_to_know_the_pace(clock: FakeClock) -> None:
     deadline = Deadline(100)
-    clock.now += 60
+    clock.now += 90
     assert [steps for _, steps in run(clock, deadline, 1.0, last=2)] == [None, None]
     (told,) = run(clock, deadline, 1.0, first=3, last=3)
-    assert told == (3, 37)
+    assert told == (3, 7)
 
 
 @pytest.mark.parametrize("reserve", [0.0, 30.0])
@@ -133,11 +134,12 @@ def test_a_run_that_is_gone_on_with_has_what_was_left(clock: FakeClock) -> None:
     deadline = Deadline(100, left=70)
     assert deadline.left() == 70
     begin, steps = decision(clock, deadline, 0.5, first=61)
-    assert begin == 60 + 20 / 0.5
-    assert steps == 50 / 0.5
-    clock.now += 50 + 1.9  # late is measured by the whole run
+    share = 100 * DECAY_SHARE  # of the whole run, as is what is late
+    assert begin - 60 == pytest.approx((70 - share) / 0.5, abs=1.01)
+    assert steps == pytest.approx(share / 0.5, abs=1.01)
+    clock.now += deadline.left() + 0.99 * deadline_module._LATE * 100
     assert not deadline.has_passed
-    clock.now += 0.2
+    clock.now += 0.02 * deadline_module._LATE * 100
     assert deadline.has_passed
 
 
@@ -151,5 +153,5 @@ def test_a_run_that_is_gone_on_with_in_its_second_half_decays_once_its_pace_is_k
 def test_few_marks_are_kept_of_many_steps(clock: FakeClock) -> None:
     deadline = Deadline(100)
     begin, _ = decision(clock, deadline, 0.001)
-    assert begin == pytest.approx(50_000, abs=1)
-    assert len(deadline._marks) <= math.ceil(deadline_module._MARKS / 2) + 1
+    assert begin == pytest.approx((1 - DECAY_SHARE) * 100_000, abs=1)
+    assert len(deadline._marks) <= math.ceil(deadline_module._MARKS * (1 - DECAY_SHARE)) + 1

@@ -23,10 +23,10 @@ from slm.training.device import Machine, choose_machine, estimate_memory, memory
 from slm.training.optimizer import make_optimizer
 from slm.training.tuning import SECONDS
 
-# loss = E + A / parameters^ALPHA + B / tokens^BETA, with tokens that repeat worth less.
-A, ALPHA = 40.0, 0.35
-B, BETA = 30.0, 0.30
-REPEATS = 8.0  # epochs after which one more is worth a third of the first
+# loss = E + s (RATIO / parameters^ALPHA + 1 / tokens^BETA), both in millions and worth less beyond what the text holds.
+RATIO, ALPHA, BETA = 0.175, 0.45, 0.262
+REPEATS = 5.0  # epochs after the first, of which the last is worth a third of it
+PARAMETERS_PER_TOKEN = 0.5  # of the text, beyond which parameters are worth less
 
 WIDTHS = (64, 96, 128, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
 PLANNED = (
@@ -38,6 +38,7 @@ _PROBE_TOKENS = 1024
 _PLANNING_SHARE = 0.03  # of the time, at most, but for steps that take long
 _TRAINING_SHARE = 0.92  # of the time; the rest goes to evaluations
 _MEMORY_SHARE = 0.5
+_AS_GOOD = 1.003
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,16 @@ def vocabulary_for(num_bytes: int, seconds: float) -> int:
 
 
 def predicted_loss(parameters: float, tokens: float, text_tokens: float) -> float:
-    """The part of the loss that depends on the size of a model, in nats, when it has seen so many tokens of a text."""
-    passes = tokens / text_tokens
-    worth = text_tokens * (1 + REPEATS * -math.expm1(-max(passes - 1, 0) / REPEATS)) if passes > 1 else tokens
-    return float(A / parameters**ALPHA + B / worth**BETA)
+    """What the size of a model adds to the loss, without unit, when it has seen so many tokens of a text."""
+    parameters = _worth(parameters, PARAMETERS_PER_TOKEN * text_tokens)
+    return float(RATIO / (parameters / 1e6) ** ALPHA + (_worth(tokens, text_tokens) / 1e6) ** -BETA)
+
+
+def _worth(amount: float, unique: float) -> float:
+    """What an amount is worth that repeats what is unique (Muennighoff et al. 2023, equation 5, and for parameters)."""
+    if amount <= unique:
+        return amount
+    return unique * (1 - REPEATS * math.expm1(-(amount / unique - 1) / REPEATS))
 
 
 def heads_for(width: int) -> int:
@@ -70,7 +77,7 @@ def heads_for(width: int) -> int:
 
 def layers_for(width: int) -> int:
     """Layers for a width: a wide model is a deep one."""
-    return max(2, round(width / 64)) if width > 256 else 4
+    return max(2, round(width / 64))
 
 
 def matrix_parameters(config: ModelConfig) -> int:
@@ -87,12 +94,12 @@ def flops_per_token(config: ModelConfig) -> float:
 
 def batch_tokens_for(tokens: float) -> int:
     """Tokens in a step for a run of so many: more steps learn more from few tokens, larger ones waste less time."""
-    return int(2 ** round(math.log2(1.4 * math.sqrt(tokens))))
+    return int(2 ** round(math.log2(1.75 * math.sqrt(tokens))))
 
 
 def learning_rate_for(tokens: float) -> float:
     """The peak for a run of so many tokens with Muon."""
-    return 0.01
+    return float(min(0.02, max(0.003, 0.02 * (tokens / 2e5) ** -0.25)))
 
 
 def dropout_for(passes: float) -> float:
@@ -126,16 +133,13 @@ def make_plan(
     speeds = _Speeds(train, machine, candidates, _PLANNING_SHARE * seconds)
     left = seconds - (time.monotonic() - clock)
     memory = memory_of(device)
-    best: tuple[float, ModelConfig, float] | None = None
-    for candidate in candidates:
-        if best and memory and estimate_memory(candidate, 1, candidate.max_seq_len) > _MEMORY_SHARE * memory:
-            break
+    fitting = [c for c in candidates if not memory or estimate_memory(c, 1, c.max_seq_len) <= _MEMORY_SHARE * memory]
+    weighed = []
+    for candidate in fitting or candidates[:1]:
         tokens = speeds.tokens_in(left * _TRAINING_SHARE, candidate)
-        loss = predicted_loss(matrix_parameters(candidate), tokens, text_tokens)
-        if best is None or loss < best[0]:
-            best = loss, candidate, tokens
-    assert best is not None
-    _, chosen, tokens = best
+        weighed.append((predicted_loss(matrix_parameters(candidate), tokens, text_tokens), tokens, candidate))
+    enough = _AS_GOOD * min(loss for loss, _, _ in weighed)
+    _, tokens, chosen = next(one for one in weighed if one[0] <= enough)  # the smallest of those that are as good
     return _plan(chosen, tokens, text_tokens, val_tokens, machine, memory)
 
 

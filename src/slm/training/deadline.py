@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-DECAY_SHARE = 0.5  # of the training time
+DECAY_SHARE = 0.6  # of the training time
 _MARKS = 50
 _LATE = 0.02  # of the time asked, after which a decay that a busy machine slowed down is cut off
 
