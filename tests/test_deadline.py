@@ -50,6 +50,11 @@ def test_what_is_left_counts_down_to_below_zero(clock: FakeClock) -> None:
     assert deadline.left() == -5
 
 
+def allowed_of(seconds: float) -> float:
+    """How late a run of so many seconds may be."""
+    return max(deadline_module._LATE * seconds, deadline_module._LATE_SECONDS)
+
+
 @pytest.mark.parametrize("pace", [0.01, 0.1, 1.0, 5.0])
 @pytest.mark.parametrize("reserve", [0.0, 6.0])
 def test_nothing_is_decided_before_only_the_decays_share_of_the_time_is_left(
@@ -118,11 +123,11 @@ def test_without_time_left_one_step_ends_the_decay(clock: FakeClock, reserve: fl
     assert decision(clock, deadline, 1.0, reserve, first=21) == (21, 1)
 
 
-def test_a_run_is_late_only_after_what_is_allowed(clock: FakeClock) -> None:
-    deadline = Deadline(100)
-    allowed = deadline_module._LATE * 100
-    assert 0 < allowed < 10
-    clock.now += 100
+@pytest.mark.parametrize("seconds", [10.0, 1000.0])
+def test_a_run_is_late_only_after_what_is_allowed(clock: FakeClock, seconds: float) -> None:
+    deadline, allowed = Deadline(seconds), allowed_of(seconds)
+    assert 0 < allowed <= seconds / 10
+    clock.now += seconds
     assert not deadline.has_passed
     clock.now += 0.99 * allowed
     assert not deadline.has_passed
@@ -137,9 +142,9 @@ def test_a_run_that_is_gone_on_with_has_what_was_left(clock: FakeClock) -> None:
     share = 100 * DECAY_SHARE  # of the whole run, as is what is late
     assert begin - 60 == pytest.approx((70 - share) / 0.5, abs=1.01)
     assert steps == pytest.approx(share / 0.5, abs=1.01)
-    clock.now += deadline.left() + 0.99 * deadline_module._LATE * 100
+    clock.now += deadline.left() + 0.99 * allowed_of(100)
     assert not deadline.has_passed
-    clock.now += 0.02 * deadline_module._LATE * 100
+    clock.now += 0.02 * allowed_of(100)
     assert deadline.has_passed
 
 

@@ -18,6 +18,8 @@ from slm.settings import layered, read_table
 from slm.training import budget
 from slm.training.deadline import Deadline
 
+# A busy machine may cut a run off, and short runs are warned of.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 MINUTES = 0.06
 FIXED = {name: SMALL[name] for name in ("tokenizer", "device", "precision", "threads", "quiet")}
 
@@ -101,7 +103,6 @@ def test_a_run_that_was_stopped_goes_on_with_its_plan_and_the_time_that_is_left(
     assert planned == {name: second.resolved[name] for name in planned}
 
 
-@pytest.mark.filterwarnings("ignore:the plan reads the text")
 def test_a_run_that_is_repeated_ends_with_the_same_weights(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(make_text(400))
     first = train(tmp_path / "text.txt", model_dir=tmp_path / "run")
@@ -145,7 +146,6 @@ def test_too_few_minutes_and_schedules_that_need_an_end_are_refused(text: str) -
         train([text], schedule="cosine")
 
 
-@pytest.mark.filterwarnings("ignore:only 5 steps")
 def test_steps_that_are_asked_for_end_a_run_before_its_minutes(text: str) -> None:
     run = train([text], max_steps=5)
     assert run.history is not None

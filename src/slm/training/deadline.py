@@ -6,7 +6,7 @@ import time
 
 DECAY_SHARE = 0.6  # of the training time
 _MARKS = 50
-_LATE = 0.02  # of the time asked, after which a decay that a busy machine slowed down is cut off
+_LATE, _LATE_SECONDS = 0.02, 1.0  # of the time asked, or so many, after which a decay that became slow is cut off
 
 
 class Deadline:
@@ -25,7 +25,7 @@ class Deadline:
     @property
     def has_passed(self) -> bool:
         """True when the run is late."""
-        return self.left() < -_LATE * self.seconds
+        return self.left() < -max(_LATE * self.seconds, _LATE_SECONDS)
 
     def decay_steps(self, step: int, reserve: float) -> int | None:
         """How many steps the decay that begins after this step can have; None while it is not time for it.
