@@ -78,8 +78,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
     mask: True where a query may look at a key; None means itself and all before it, with S = T.
     """
-    is_short = q.size(2) <= _MOST_POSITIONS.get(q.dtype, 0)
-    if mask is None and is_short and k.shape == q.shape and is_eager_on_cpu(q):
+    if torch.is_autocast_enabled(q.device.type):
+        q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
+    is_short = 0 < q.size(2) <= _MOST_POSITIONS.get(q.dtype, 0)
+    if mask is None and is_short and k.shape == q.shape and k.dtype == q.dtype and is_eager_on_cpu(q):
         return _Attend.apply(q, k, v)  # type: ignore[no-any-return, no-untyped-call]
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=k.size(1) != q.size(1)

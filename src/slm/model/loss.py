@@ -54,8 +54,8 @@ class WithLoss(nn.Module):
 
 def has_many_logits(model: nn.Module, tokens: Tensor) -> TypeGuard[LanguageModel]:
     """True where the logits of all tokens (B, T) are not worth having at the same time; they need a LanguageModel."""
-    if not isinstance(model, LanguageModel) or type(model.lm_head) is not nn.Linear:
-        return False
+    if type(model) is not LanguageModel or type(model.lm_head) is not nn.Linear or model.lm_head.bias is not None:
+        return False  # a model of somebody else's, though it may inherit from ours
     return tokens.numel() * model.config.vocab_size > MOST_LOGITS and not torch.compiler.is_compiling()
 
 
@@ -97,8 +97,8 @@ class _ChunkedLoss(torch.autograd.Function):
             rows = rows_at_once(len(weight), features.device)
             buffer = features.new_empty(min(rows, len(features)), len(weight))
             grad_features = torch.empty_like(features)
-            grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-            total = torch.zeros((), device=features.device)
+            exact = torch.promote_types(weight.dtype, torch.float32)
+            grad_weight, total = torch.zeros_like(weight, dtype=exact), features.new_zeros((), dtype=exact)
             for x, ids, grad_x in zip(*(torch.split(t, rows) for t in (features, targets, grad_features)), strict=True):
                 total += _loss_and_gradients(x, weight, ids, buffer[: len(x)], grad_x, grad_weight)
         ctx.save_for_backward(grad_features, grad_weight)
@@ -119,17 +119,33 @@ def _loss_and_gradients(
 
     logits (rows, V) is room to compute in. The gradient of -log softmax(logits)[id] is softmax(logits) - onehot(id).
     """
-    valid, ids = ids != IGNORE_INDEX, ids.clamp(min=0)[:, None]
+    valid = ids != IGNORE_INDEX
+    ids = torch.where(valid, ids, 0)[:, None]
     torch.mm(x, weight.t(), out=logits)
+    if logits.dtype == torch.bfloat16:
+        losses, p = _in_bf16(logits, ids)
+    else:
+        log_p = logits.float() if logits.dtype == torch.float16 else logits
+        torch.log_softmax(log_p, dim=-1, out=log_p)
+        losses = -log_p.gather(1, ids).squeeze(1)
+        p = log_p.exp_().scatter_add_(1, ids, log_p.new_full((), -1).expand_as(ids)).to(logits.dtype)
+    p.mul_(valid[:, None].to(p.dtype))
+    torch.mm(p, weight, out=grad_x)
+    if p.dtype == grad_weight.dtype:
+        grad_weight.addmm_(p.t(), x)
+    else:
+        grad_weight += p.t() @ x
+    return losses.masked_fill(~valid, 0).sum()
+
+
+def _in_bf16(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of each row, and softmax(logits) - onehot(ids), in place of the logits.
+
+    A loss beyond 87 nats is given as 87: a probability below float32's range is 0.
+    """
     p = torch.softmax(logits, dim=-1, out=logits)
     p_target = p.gather(1, ids).float().clamp(min=torch.finfo(torch.float32).tiny)
     # p_target - 1 would lose its digits where p_target is near 1; the sum of all others does not.
     others = p.scatter_(1, ids, 0).sum(dim=-1, keepdim=True, dtype=torch.float32)
-    p.scatter_(1, ids, (-others).to(p.dtype)).mul_(valid[:, None].to(p.dtype))
-    torch.mm(p, weight, out=grad_x)
-    if p.dtype == torch.float32:
-        grad_weight.addmm_(p.t(), x)
-    else:
-        grad_weight += p.t() @ x
     losses = torch.where(others < 0.5, -torch.log1p(-others), -p_target.log()).squeeze(1)
-    return losses.masked_fill(~valid, 0).sum()
+    return losses, p.scatter_(1, ids, (-others).to(p.dtype))

@@ -38,6 +38,8 @@ class Deadline:
             self._marks.append((now, step))
         began = self._marks[0][0]
         since, first = next(mark for mark in reversed(self._marks) if mark[0] <= (began + now) / 2)
-        if left > DECAY_SHARE * (self.seconds - reserve) or step - first < 2:
+        if left <= 0:
+            return 1
+        if left > DECAY_SHARE * (self.seconds - reserve) or step - first < 2 or now == since:
             return None
-        return max(1, round(max(left, 0) * (step - first) / (now - since)))
+        return max(1, round(left * (step - first) / (now - since)))

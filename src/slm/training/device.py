@@ -146,7 +146,8 @@ def choose_machine(
     choices = [Choice(threads, precision) for precision in precisions for threads in counts]
     chosen, why = choices[-1], ""
     if len(choices) > 1 and config.precision != "fp16":
-        chosen, why = choose(time_steps(model, batch, choices, seconds))
+        timed = time_steps(model, batch, choices, seconds)
+        chosen, why = choose(timed) if timed else (chosen, "")  # a model that cannot run says so in its first step
     threads = f"{chosen.threads} thread{'s' * (chosen.threads > 1)}"
     told = _with(str(device), ", ".join(filter(None, (threads, why_device))))
     why = f"{told}; {_with(chosen.precision, why)}"

@@ -40,7 +40,11 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     """The weights of linear layers but for the last, which is the output; nor what is an embedding, too."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     weights: list[Any] = [module.weight for module in model.modules() if isinstance(module, nn.Linear)][:-1]
-    unique = {id(weight): weight for weight in weights if weight.requires_grad and id(weight) not in embeddings}
+    unique = {
+        id(weight): weight
+        for weight in weights
+        if weight.requires_grad and weight.is_leaf and id(weight) not in embeddings
+    }
     return list(unique.values())
 
 
