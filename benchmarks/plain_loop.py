@@ -1,7 +1,7 @@
-"""A character model and its training loop, written plainly in PyTorch: what `shakespeare.py` compares slm with.
+"""A language model written plainly in PyTorch, as one would in an afternoon: what `throughput.py` compares slm with.
 
-The same architecture, batches, optimizer, schedule and evaluations as slm's defaults, as one would type them in an
-afternoon: fused query-key-value projection, scaled_dot_product_attention, fused AdamW. Nothing of slm is imported.
+Fused query-key-value projection and scaled_dot_product_attention; the architecture of slm's classic recipe. Nothing of
+slm is imported.
 """
 
 from __future__ import annotations
@@ -46,48 +46,3 @@ class Model(nn.Module):
     def forward(self, tokens):
         x = self.token(tokens) + self.position.weight[: tokens.size(1)]
         return self.head(self.norm(self.blocks(x)))
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, data: torch.Tensor, context: int, windows: int) -> float:
-    """The mean loss over all full windows of the data, side by side."""
-    model.eval()
-    n = (len(data) - 1) // context
-    x, y = data[: n * context].view(n, context), data[1 : n * context + 1].view(n, context)
-    total = 0.0
-    for xb, yb in zip(x.split(windows), y.split(windows), strict=True):
-        total += F.cross_entropy(model(xb).flatten(0, 1), yb.flatten(), reduction="sum").item()
-    model.train()
-    return total / (n * context)
-
-
-def train(text: str, seed: int, *, steps: int, width: int, heads: int, layers: int, context: int, batch: int) -> float:
-    """The validation loss after training on all but the last tenth of a text."""
-    torch.manual_seed(seed)
-    characters = sorted(set(text))
-    ids = {c: i for i, c in enumerate(characters)}
-    data = torch.tensor([ids[c] for c in text])
-    cut = int(0.9 * len(data))
-    train_data, val_data = data[:cut], data[cut:]
-    model = Model(len(characters), width, heads, layers, context)
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), fused=True)
-    loss_sum, val_loss = 0.0, math.inf
-    for step in range(steps):
-        lr = 1e-3 * (step + 1) / 100 if step < 100 else 1e-3 * (steps - step) / (steps - 100)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        starts = torch.randint(len(train_data) - context, (batch,))
-        x = torch.stack([train_data[s : s + context] for s in starts])
-        y = torch.stack([train_data[s + 1 : s + 1 + context] for s in starts])
-        loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        loss_sum += loss.item()
-        if (step + 1) % (steps // 20) == 0:
-            val_loss = evaluate(model, val_data, context, 4 * batch)
-    return val_loss

@@ -190,7 +190,7 @@ class DataConfig(Checked):
         everyday=True,
     )
     val_tokens: int = setting(
-        1_000_000, "Validation tokens that each evaluation reads, at most.", group="data", rule="at least 1"
+        1_000_000, "Validation tokens that each evaluation reads; a million at most.", group="data", rule="at least 1"
     )
     mask_documents: bool = setting(
         False, "Keep attention inside a document: what stands before its beginning is not seen.", group="data"

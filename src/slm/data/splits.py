@@ -17,7 +17,7 @@ from slm.data import cache
 from slm.data.dataset import TextDataset
 from slm.data.formats import is_token_file, open_tokens
 from slm.data.manifest import MANIFEST, SHARD_NAME, TOKENIZER, is_ours, read_manifest, read_mark
-from slm.data.prepare import Job, Progress, absolute
+from slm.data.prepare import EVALUATED_TOKENS, Job, Progress, absolute
 from slm.data.shards import Prepared, open_prepared
 from slm.data.sources import BUILT_IN, check_name, find_files, read_corpus, read_texts
 from slm.data.survey import FEWEST_DOCUMENTS
@@ -156,7 +156,7 @@ def _dataset(
             f"one to look at and one to predict. Give more text, another --val_fraction (now {config.val_fraction}), "
             "or --val_data."
         )
-    most = config.val_tokens if part == "validation" else None
+    most = min(config.val_tokens, EVALUATED_TOKENS) if part == "validation" else None
     return TextDataset(tokens, max_seq_len, start_id=start_id, max_targets=most)
 
 

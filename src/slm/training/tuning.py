@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # bf16 loses digits, and a choice on the edge could change from run to run: it must be clearly faster on a CPU.
 WORTH_IT = 1.25
-SECONDS = 1.5  # spent on timing, about, where two rounds do not take longer
+SECONDS = 1.0  # spent on timing, about, where two rounds do not take longer
 _ROUNDS = 12
 _HOPELESS = 2.0  # times the fastest: not timed again
 _POSITIONS = 4096  # of a step, at most
