@@ -690,3 +690,15 @@ def test_what_concerns_one_invocation_is_not_in_config_toml(tmp_path: Path, text
     written = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
     options = {field.name for field in dataclasses.fields(RunOptions)}
     assert not options & {*written, *written["resolved"]}
+
+
+def test_training_does_not_load_torchs_compiler() -> None:
+    program = (
+        "import sys, slm\n"
+        "for recipe in ('classic', 'modern'):\n"
+        "    slm.train(['abcd ' * 200], tokenizer='char', recipe=recipe, embed_dim=8, num_heads=1, max_seq_len=8,\n"
+        "              max_steps=2, device='cpu', quiet=True)\n"
+        "print([name for name in ('torch._dynamo', 'torch._inductor', 'sympy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import settings as law
 from hypothesis import strategies as st
 
-from slm.config import CONFIGS, FIELDS, PRESETS, RunOptions, UserError, kind_of
+from slm.config import CONFIGS, FIELDS, PRESETS, RECIPES, RunOptions, UserError, kind_of
 from slm.settings import (
     MARKER,
     as_settings,
@@ -378,3 +378,35 @@ def test_settings_from_python_may_be_paths() -> None:
     for several in ([Path("v.txt"), Path("w.txt")], (Path("v.txt"), Path("w.txt"))):
         keys, *_ = as_settings(None, {"val_data": several})
         assert merge({"keyword": keys}).data.val_data == ("v.txt", "w.txt")
+
+
+def test_a_recipe_is_taken_and_is_not_asked_for() -> None:
+    settings = layered({"recipe": "modern"}, "flag")
+    for name, value in RECIPES["modern"].items():
+        assert flat(settings.data, settings.model, settings.train)[name] == value
+    assert settings.asked() == {"recipe": "modern"}
+    assert flat(layered({}, "flag").train)["optimizer"] == "adamw"
+
+
+@pytest.mark.usefixtures("preset")
+def test_a_preset_wins_over_a_recipe_and_what_is_asked_for_over_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RECIPES, "modern", {"num_layers": 7, "embed_dim": 64, "dropout": 0.3})
+    keys = {"recipe": "modern", "data": "stories", "dropout": 0.2}
+    settings = layered(keys, "keyword")
+    assert (settings.model.num_layers, settings.model.embed_dim, settings.model.dropout) == (5, 64, 0.2)
+    planned = settings.planned({"num_layers": 9, "dropout": 0.0, "batch_size": 3})
+    assert (planned.model.num_layers, planned.train.batch_size, planned.model.dropout) == (9, 3, 0.2)
+    assert planned.asked() == settings.asked()
+
+
+def test_minutes_bring_the_modern_recipe_unless_another_is_asked_for() -> None:
+    assert layered({"max_minutes": 1.0}, "flag").train.recipe == "modern"
+    assert layered({"max_minutes": 1.0, "recipe": "classic"}, "flag").train.optimizer == "adamw"
+
+
+def test_threads_may_be_left_to_measurement_by_name(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('threads = "auto"\n')
+    assert layered({"config": str(tmp_path / "config.toml")}, "flag").train.threads is None
+    assert layered({"threads": "auto"}, "flag").train.threads is None
+    with pytest.raises(UserError, match="threads = 'many': must be a number"):
+        layered({"threads": "many"}, "flag")

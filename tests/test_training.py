@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import shutil
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -582,3 +584,35 @@ def test_the_clock_stands_still_while_it_is_paused(monkeypatch: pytest.MonkeyPat
         assert watch.elapsed_seconds() == 7  # else an evaluation's record is later than the step after it
     now += 1
     assert (watch.elapsed_seconds(), watch.lap(40)) == (8, (3, 30))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+@pytest.mark.filterwarnings("default")  # of torch's compiler about itself
+def test_compiled_steps_learn_the_same() -> None:
+    losses = {}
+    for compile in ("off", "on"):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            history = train_and_evaluate(
+                make_model(), make_data(), make_data(100), make_config(max_steps=3, compile=compile)
+            )
+        assert not [one for one in told if "torch.compile failed" in str(one.message)]
+        losses[compile] = [record["train_loss"] for record in history.records if "train_loss" in record]
+    assert losses["on"] == pytest.approx(losses["off"], rel=1e-4)
+
+
+def test_wsd_stays_at_the_peak_and_falls_in_its_last_steps() -> None:
+    config = make_config(schedule="wsd", warmup_steps=10, decay_steps=40, learning_rate=0.5, min_learning_rate=0.1)
+    rates = [learning_rate_at(step, config, 100) for step in range(100)]
+    assert rates[9:61] == [0.5] * 52
+    assert rates[60:] == pytest.approx([0.5 - 0.01 * i for i in range(40)])
+    open_end = dataclasses.replace(config, decay_steps=None)
+    assert [learning_rate_at(step, open_end, 0) for step in (10, 10**6)] == [0.5, 0.5]
+
+
+def test_wsd_falls_for_half_of_the_steps_unless_it_is_told_for_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    for decay_steps, first_low in ((None, 11), (4, 17)):
+        config = make_config(schedule="wsd", decay_steps=decay_steps, max_steps=20, warmup_steps=0, log_every=1)
+        history = train_and_evaluate(make_model(), make_data(), make_data(100), config)
+        lrs = [record["lr"] for record in history.records if "lr" in record]
+        assert [lr == config.learning_rate for lr in lrs] == [step <= first_low for step in range(1, 21)]

@@ -19,7 +19,19 @@ from slm.verify import first_difference
 SETTINGS = {name: value for name, value in SMALL.items() if name not in ("max_steps", "quiet")} | {"dropout": 0.2}
 
 
-@pytest.mark.parametrize("others", [{}, {"batch_size": 64, "steps": 5, "stop_after": 1}, {"precision": "bf16"}])
+MUON = {"optimizer": "muon", "schedule": "wsd"}
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {},
+        {"batch_size": 64, "steps": 5, "stop_after": 1},
+        {"precision": "bf16"},
+        {"recipe": "modern"},
+        {"recipe": "modern", "precision": "bf16", **MUON},
+    ],
+)
 def test_a_run_in_two_parts_is_identical(text: str, others: dict[str, Any]) -> None:
     assert slm.verify_resume([text], **(SETTINGS | others)) == "identical"
     assert slm.verify_resume((part for part in [text]), **(SETTINGS | others)) == "identical"
@@ -28,6 +40,12 @@ def test_a_run_in_two_parts_is_identical(text: str, others: dict[str, Any]) -> N
 def forget_moments(trainer: Trainer) -> None:
     for moments in trainer.optimizer.state.values():
         moments["exp_avg"].zero_()
+
+
+def forget_momentum(trainer: Trainer) -> None:
+    for moments in trainer.optimizer.state.values():
+        if "momentum_buffer" in moments:
+            moments["momentum_buffer"].zero_()
 
 
 def forget_random(trainer: Trainer) -> None:
@@ -39,11 +57,16 @@ def forget_tokens(trainer: Trainer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("forget", "words"),
-    [(forget_moments, "model.pt"), (forget_random, "model.pt"), (forget_tokens, "tokens_seen")],
+    ("forget", "words", "others"),
+    [
+        (forget_moments, "model.pt", {}),
+        (forget_momentum, "model.pt", {"recipe": "modern"}),
+        (forget_random, "model.pt", {}),
+        (forget_tokens, "tokens_seen", {}),
+    ],
 )
 def test_what_is_forgotten_is_found(
-    text: str, monkeypatch: pytest.MonkeyPatch, forget: Callable[[Trainer], None], words: str
+    text: str, monkeypatch: pytest.MonkeyPatch, forget: Callable[[Trainer], None], words: str, others: dict[str, Any]
 ) -> None:
     restore = loop.restore
 
@@ -53,7 +76,7 @@ def test_what_is_forgotten_is_found(
             forget(trainer)
 
     monkeypatch.setattr(loop, "restore", badly)
-    assert words in slm.verify_resume([text], **SETTINGS)
+    assert words in slm.verify_resume([text], **(SETTINGS | others))
 
 
 @pytest.mark.parametrize(
