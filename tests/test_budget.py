@@ -138,9 +138,17 @@ def test_the_plan_fits_into_half_the_memory(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_vocabularies_grow_with_the_text() -> None:
-    sizes = [vocabulary_for(num_bytes, 60) for num_bytes in (10**3, 10**5, 10**6, 10**7, 10**9, 10**12)]
-    assert sizes == sorted(sizes)
-    assert sizes[0] >= 257
+    for seconds in (30, 60, 86400):
+        sizes = [vocabulary_for(num_bytes, seconds, CPU) for num_bytes in (10**3, 10**5, 10**6, 10**7, 10**9, 10**12)]
+        assert sizes == sorted(sizes)
+        assert sizes[0] >= 257
+        assert sizes[-1] > sizes[0]
+
+
+def test_vocabularies_grow_with_the_time_and_with_the_device() -> None:
+    sizes = [vocabulary_for(10**9, seconds, CPU) for seconds in (30, 300, 3600)]
+    assert sizes == sorted(set(sizes))
+    assert vocabulary_for(10**9, 60, torch.device("cuda")) > vocabulary_for(10**9, 60, CPU)
 
 
 def test_batches_grow_with_the_tokens_of_the_run() -> None:

@@ -35,7 +35,7 @@ def read_and_plan(
     """
     to_plan = deadline is not None and previous is None
     if deadline and to_plan:
-        settings = settings.planned(plan_text(settings, given, deadline.seconds))
+        settings = settings.planned(plan_text(settings, given, deadline.seconds, device))
     data = _load_data(settings, given, val_given, display)
     model, why = _fit_model(settings, data), ""
     if deadline and to_plan:
@@ -48,12 +48,12 @@ def read_and_plan(
     return settings, model, data, why
 
 
-def plan_text(settings: Settings, given: Any, seconds: float) -> dict[str, Any]:
+def plan_text(settings: Settings, given: Any, seconds: float, device: torch.device) -> dict[str, Any]:
     """The settings that must be known before the text is read: the vocabulary. Raises UserError for too few seconds."""
     if seconds < 60 * SHORTEST_MINUTES:
         raise UserError(f"max_minutes = {seconds / 60:g}: must be at least {SHORTEST_MINUTES}, to plan and to train.")
     num_bytes = bytes_of_text(settings.data, given)
-    return {} if num_bytes is None else {"vocab_size": vocabulary_for(num_bytes, seconds)}
+    return {} if num_bytes is None else {"vocab_size": vocabulary_for(num_bytes, seconds, device)}
 
 
 def plan_sizes(

@@ -39,6 +39,7 @@ _PLANNING_SHARE = 0.03  # of the time, at most, but for steps that take long
 _TRAINING_SHARE = 0.92  # of the time; the rest goes to evaluations
 _MEMORY_SHARE = 0.5
 _AS_GOOD = 1.003
+_TIMES_A_CPU = {"cuda": 100, "mps": 10}  # about; how much more an accelerator gets done
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,10 @@ class Plan:
     tokens: float = 0.0  # that the time is expected to allow
 
 
-def vocabulary_for(num_bytes: int, seconds: float) -> int:
+def vocabulary_for(num_bytes: int, seconds: float, device: torch.device) -> int:
     """The size of a BPE vocabulary that suits a text of so many bytes and so much time, a power of two."""
-    return int(2 ** max(9, min(15, round(math.log2(num_bytes / 1000)))))
+    by_text, by_time = num_bytes / 450, 4096 * math.sqrt(seconds / 60 * _TIMES_A_CPU.get(device.type, 1))
+    return int(2 ** max(9, min(15, round(math.log2(min(by_text, by_time))))))
 
 
 def predicted_loss(parameters: float, tokens: float, text_tokens: float) -> float:
@@ -248,6 +250,7 @@ def _plan(
     }
     why = (
         f"this machine should see {tokens / 1e6:,.1f} million tokens in the time, {passes:.1f} times the text, with "
-        f"{chosen.num_layers} layers of {chosen.embed_dim}; smaller learns less from each, larger sees fewer"
+        f"{chosen.num_layers} layers of {chosen.embed_dim}; smaller learns less from each, larger sees fewer; timed on "
+        f"{machine.why}"
     )
     return Plan(settings, why, tokens)
