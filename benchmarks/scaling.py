@@ -8,8 +8,9 @@ with as many steps as fit into its CPU seconds, and fits
 
     bits per byte = E + s x (RATIO / parameters^ALPHA + 1 / tokens^BETA)
 
-in millions, with E and s of each corpus, and RATIO, ALPHA, BETA and REPEATS of all; tokens that repeat count less, as
-REPEATS says. Tiny Shakespeare and the stories are not looked at: they are the exam.
+in millions, with s of each corpus, E of each corpus and time (for only which width wins in a time matters), and RATIO,
+ALPHA, BETA and REPEATS of all; tokens that repeat count less, as REPEATS says. Tiny Shakespeare and the stories are not
+looked at: they are the exam.
 """
 
 from __future__ import annotations
@@ -107,6 +108,7 @@ def run(corpus: str, seconds: float, width: int, data_dir: str) -> dict[str, flo
         "parameters": budget.matrix_parameters(trained.model.config),
         "tokens": max_steps * settings["batch_size"] * 128,
         "text": text_tokens(settings),
+        "seconds": seconds,
         "bits_per_byte": trained.history.evaluations[-1]["val_bits_per_byte"],
     }
 
@@ -127,8 +129,11 @@ def seconds_of_step(settings: dict[str, Any]) -> float:
 
 def fit(points: dict[str, list[dict[str, float]]]) -> tuple[dict[str, float], float]:
     """The constants of all corpora, and the root of the mean squared error in bits per byte."""
-    which = torch.tensor([number for number, found in enumerate(points.values()) for _ in found])
     flat = [point for found in points.values() for point in found]
+    corpora = torch.tensor([number for number, found in enumerate(points.values()) for _ in found])
+    groups = [(corpus, point["seconds"]) for corpus, found in points.items() for point in found]
+    known = sorted(set(groups))
+    which = torch.tensor([known.index(group) for group in groups])
     parameters, tokens, text, bits = (
         torch.tensor([point[name] for point in flat], dtype=torch.float64)
         for name in ("parameters", "tokens", "text", "bits_per_byte")
@@ -137,7 +142,7 @@ def fit(points: dict[str, list[dict[str, float]]]) -> tuple[dict[str, float], fl
     for alpha, beta in itertools.product((0.3, 0.6), (0.2, 0.4)):  # several starts, for there are many valleys
         start = {"ratio": -1.5, "alpha": math.log(alpha), "beta": math.log(beta), "repeats": 1.6}
         logs = {name: torch.tensor(value, dtype=torch.float64, requires_grad=True) for name, value in start.items()}
-        floors = torch.full((len(points),), 0.8, dtype=torch.float64, requires_grad=True)
+        floors = torch.full((len(known),), 0.8, dtype=torch.float64, requires_grad=True)
         scales = torch.zeros(len(points), dtype=torch.float64, requires_grad=True)
 
         def errors(logs: Any = logs, floors: Any = floors, scales: Any = scales) -> Tensor:
@@ -146,7 +151,7 @@ def fit(points: dict[str, list[dict[str, float]]]) -> tuple[dict[str, float], fl
             again = law["repeats"] * -torch.expm1(-(passes - 1).clamp(min=0) / law["repeats"])
             worth = torch.where(passes > 1, text * (1 + again), tokens)
             terms = law["ratio"] * (parameters / 1e6) ** -law["alpha"] + (worth / 1e6) ** -law["beta"]
-            return floors[which] + scales.exp()[which] * terms - bits
+            return floors[which] + scales.exp()[corpora] * terms - bits
 
         optimizer = torch.optim.LBFGS([*logs.values(), floors, scales], max_iter=3000, line_search_fn="strong_wolfe")
 

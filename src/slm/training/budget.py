@@ -24,7 +24,7 @@ from slm.training.optimizer import make_optimizer
 from slm.training.tuning import SECONDS
 
 # loss = E + s (RATIO / parameters^ALPHA + 1 / tokens^BETA), both in millions and worth less beyond what the text holds.
-RATIO, ALPHA, BETA = 0.175, 0.45, 0.262
+RATIO, ALPHA, BETA = 0.34, 0.26, 0.23
 REPEATS = 5.0  # epochs after the first, of which the last is worth a third of it
 PARAMETERS_PER_TOKEN = 0.5  # of the text, beyond which parameters are worth less
 
