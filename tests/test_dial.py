@@ -62,6 +62,14 @@ def test_what_is_asked_for_is_kept_and_the_rest_is_planned(text: str) -> None:
                               "learning_rate", "num_heads"}  # fmt: skip
 
 
+def test_planning_leaves_the_random_numbers_alone(text: str) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train([text], plan_only=True)
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_a_recipe_that_is_asked_for_is_kept(text: str) -> None:
     run = train([text], recipe="classic", plan_only=True)
     assert (run.resolved["optimizer"], run.resolved["positions"]) == ("adamw", "learned")

@@ -14,6 +14,7 @@ from slm.display import Display
 from slm.settings import Settings
 from slm.training.budget import PLANNED, make_plan, vocabulary_for
 from slm.training.deadline import Deadline
+from slm.training.device import seeded
 from slm.training.resume import Previous
 
 SHORTEST_MINUTES = 0.5
@@ -63,15 +64,16 @@ def plan_sizes(
 
     model: with the vocabulary of the data.
     """
-    plan = make_plan(
-        model,
-        settings.train,
-        settings.asked(),
-        text_tokens=len(data.train_dataset.tokens),
-        val_tokens=min(settings.data.val_tokens, len(data.val_dataset.tokens)),
-        seconds=deadline.left(),
-        device=device,
-    )
+    with seeded(device, 0):  # the models that are timed shall not move anybody's random numbers on
+        plan = make_plan(
+            model,
+            settings.train,
+            settings.asked(),
+            text_tokens=len(data.train_dataset.tokens),
+            val_tokens=min(settings.data.val_tokens, len(data.val_dataset.tokens)),
+            seconds=deadline.left(),
+            device=device,
+        )
     settings = settings.planned({"vocab_size": model.vocab_size, **plan.settings})
     if settings.train.schedule not in ("wsd", "constant") and settings.train.max_steps is None:
         raise UserError(

@@ -99,9 +99,10 @@ def batch_tokens_for(tokens: float) -> int:
     return int(2 ** round(math.log2(1.75 * math.sqrt(tokens))))
 
 
-def learning_rate_for(tokens: float) -> float:
-    """The peak for a run of so many tokens with Muon."""
-    return float(min(0.02, max(0.003, 0.02 * (tokens / 2e5) ** -0.25)))
+def learning_rate_for(tokens: float, optimizer: str = "muon") -> float:
+    """The peak for a run of so many tokens."""
+    rate = min(0.02, max(0.003, 0.02 * (tokens / 2e5) ** -0.25))
+    return float(rate if optimizer == "muon" else rate / 5)
 
 
 def dropout_for(passes: float) -> float:
@@ -142,7 +143,7 @@ def make_plan(
         weighed.append((predicted_loss(matrix_parameters(candidate), tokens, text_tokens), tokens, candidate))
     enough = _AS_GOOD * min(loss for loss, _, _ in weighed)
     _, tokens, chosen = next(one for one in weighed if one[0] <= enough)  # the smallest of those that are as good
-    return _plan(chosen, tokens, text_tokens, val_tokens, machine, memory)
+    return _plan(chosen, train, tokens, text_tokens, val_tokens, machine, memory)
 
 
 def context_for(seconds: float) -> int:
@@ -227,7 +228,13 @@ def _time(config: ModelConfig, train: TrainConfig, machine: Machine) -> tuple[fl
 
 
 def _plan(
-    chosen: ModelConfig, tokens: float, text_tokens: int, val_tokens: int, machine: Machine, memory: int | None
+    chosen: ModelConfig,
+    train: TrainConfig,
+    tokens: float,
+    text_tokens: int,
+    val_tokens: int,
+    machine: Machine,
+    memory: int | None,
 ) -> Plan:
     passes = tokens / text_tokens
     batch_size = max(1, round(batch_tokens_for(tokens) / chosen.max_seq_len))
@@ -242,7 +249,7 @@ def _plan(
         "dropout": dropout_for(passes),
         "batch_size": batch_size,
         "micro_batch_size": micro_batch_size,
-        "learning_rate": learning_rate_for(tokens),
+        "learning_rate": learning_rate_for(tokens, train.optimizer),
         "schedule": "wsd",
         "val_tokens": max(20_000, min(val_tokens, int(0.05 * tokens))),
         "threads": machine.threads,
