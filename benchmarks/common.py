@@ -12,7 +12,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from slm.data.splits import PreparedData
 
 SHAKESPEARE = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
@@ -40,6 +43,24 @@ def in_new_process(script: str, task: dict[str, Any], **environment: str) -> Any
     command = [sys.executable, script, "--task", json.dumps(task)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def prepared(settings: dict[str, Any]) -> PreparedData:
+    """The tokens of some data, as training would read them with these settings."""
+    from slm.data.splits import load_data
+    from slm.settings import layered
+
+    made = layered(settings, "keyword")
+    return load_data(
+        made.data,
+        None,
+        vocab_size=made.model.vocab_size,
+        max_seq_len=made.model.max_seq_len,
+        seed=0,
+        recheck=False,
+        asked=(),
+        on_progress=lambda what, done, total: None,
+    )
 
 
 def where() -> str:

@@ -29,12 +29,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Results, in_new_process, where
+from common import Results, in_new_process, prepared, where
 from torch import Tensor
 
 import slm
-from slm.data.splits import load_data
-from slm.settings import layered
 from slm.training import budget
 
 RUNS: dict[str, list[tuple[int, int]]] = {  # CPU seconds and widths
@@ -77,22 +75,6 @@ def settings_of(corpus: str, width: int, tokens_per_step: int, data_dir: Path) -
     }
 
 
-def text_tokens(settings: dict[str, Any]) -> int:
-    """Tokens of the training text."""
-    keys = layered(settings, "keyword")
-    data = load_data(
-        keys.data,
-        None,
-        vocab_size=keys.model.vocab_size,
-        max_seq_len=keys.model.max_seq_len,
-        seed=0,
-        recheck=False,
-        asked=(),
-        on_progress=lambda what, done, total: None,
-    )
-    return len(data.train_dataset.tokens)
-
-
 def run(corpus: str, seconds: float, width: int, data_dir: str) -> dict[str, float]:
     """Parameters, tokens, tokens of the text and bits per byte at the end of one run."""
     warnings.simplefilter("ignore")
@@ -107,7 +89,7 @@ def run(corpus: str, seconds: float, width: int, data_dir: str) -> dict[str, flo
     return {
         "parameters": budget.matrix_parameters(trained.model.config),
         "tokens": max_steps * settings["batch_size"] * 128,
-        "text": text_tokens(settings),
+        "text": len(prepared(settings).train_dataset.tokens),
         "seconds": seconds,
         "bits_per_byte": trained.history.evaluations[-1]["val_bits_per_byte"],
     }

@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from common import prepared
+
 
 def unigram_bits_per_byte() -> tuple[float, float]:
     """Of a unigram model of the training tokens on the evaluated validation tokens, and the entropy of that text."""
@@ -26,20 +28,8 @@ def unigram_bits_per_byte() -> tuple[float, float]:
 
     import slm
     from slm.data.batches import in_order
-    from slm.data.splits import load_data
-    from slm.settings import layered
 
-    settings = layered({"data": "stories"}, "keyword")
-    data = load_data(
-        settings.data,
-        None,
-        vocab_size=settings.model.vocab_size,
-        max_seq_len=settings.model.max_seq_len,
-        seed=0,
-        recheck=False,
-        asked=(),
-        on_progress=lambda what, done, total: None,
-    )
+    data = prepared({"data": "stories"})
     assert data.tokenizer is not None and data.source_bits_per_byte is not None
     counts = np.ones(data.vocab_size)
     train = data.train_dataset.tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -9,6 +10,8 @@ import pytest
 
 from slm.training import deadline as deadline_module
 from slm.training.deadline import DECAY_SHARE, Deadline
+
+NO_EVALUATIONS = {"eval_every": 1, "evaluation_steps": 0.0}
 
 
 class FakeClock:
@@ -31,7 +34,7 @@ def run(
     """What each step, which takes `pace` seconds, is told: its number and the steps of the decay."""
     for step in range(first, last + 1):
         clock.now += pace
-        yield step, deadline.decay_steps(step, reserve)
+        yield step, deadline.decay_steps(step, reserve=reserve, **NO_EVALUATIONS)
 
 
 def decision(
@@ -65,7 +68,7 @@ def test_nothing_is_decided_before_only_the_decays_share_of_the_time_is_left(
     spent = clock.now - began
     assert spent == pytest.approx(begin * pace)
     # The first moment at which the share is reached, at most one step late.
-    assert 0 <= spent - (1 - DECAY_SHARE) * (100 - reserve) < 1.001 * pace
+    assert 0 <= spent - ((1 - DECAY_SHARE) * 100 - reserve) < 1.001 * pace
 
 
 @pytest.mark.parametrize("pace", [0.01, 0.3, 2.0])
@@ -98,13 +101,34 @@ def test_the_pace_is_that_of_the_later_half_of_the_steps(clock: FakeClock, early
     assert steps == pytest.approx(deadline.left() / late, rel=0.02)
 
 
-def test_evaluations_between_steps_count_in_the_pace(clock: FakeClock) -> None:
-    deadline = Deadline(100)
-    for step in range(1, 1000):
-        clock.now += 0.1 + (step % 10 == 0)  # a second every ten steps: 0.2 seconds a step
-        if steps := deadline.decay_steps(step, 0.0):
+@pytest.mark.parametrize("eval_every", [7, 100, 10_000])
+@pytest.mark.parametrize("seconds", [0.01, 1.0, 8.0])
+def test_evaluations_that_are_still_to_come_have_their_time(clock: FakeClock, eval_every: int, seconds: float) -> None:
+    """Also where the first one comes after the decision, when the number of steps that it is worth is known."""
+    deadline, pace, last = Deadline(1000), 0.1, 0
+    for step in itertools.count(1):
+        clock.now += pace
+        steps = deadline.decay_steps(step, reserve=0.0, eval_every=eval_every, evaluation_steps=seconds / pace)
+        last = step + steps if steps and not last else last
+        if step % eval_every == 0 or step == last:
+            clock.now += seconds
+            deadline.evaluated(seconds)
+        if step == last:
             break
-    assert steps == pytest.approx(deadline.left() / 0.2, rel=0.05)
+    assert -1 <= deadline.left() < seconds + 1
+
+
+def test_an_evaluation_that_was_timed_counts_more_than_what_was_reckoned(clock: FakeClock) -> None:
+    told = []
+    for evaluation_steps in (0.0, 50.0):
+        deadline = Deadline(100, left=50)
+        deadline.evaluated(2.0)
+        for step in range(1, 10):
+            clock.now += 0.1
+            steps = deadline.decay_steps(step, reserve=0.0, eval_every=20, evaluation_steps=evaluation_steps)
+        told.append(steps)
+    assert told[0] == told[1]
+    assert told[0] is not None
 
 
 def test_two_steps_are_needed_to_know_the_pace(clock: FakeClock) -> None:

@@ -84,7 +84,7 @@ def test_a_plan_alone_trains_nothing_and_writes_nothing(
     run = slm.train(tmp_path / "text.txt", **{**FIXED, **sizes, "quiet": False}, max_minutes=minutes, plan_only=True,
                     model_dir=tmp_path / "run")  # fmt: skip
     assert run.history is None
-    assert not (tmp_path / "run" / "config.toml").exists()
+    assert not (tmp_path / "run").exists()
     told = capsys.readouterr().out
     assert "model " in told
     assert ("\nplan " in told) == (minutes is not None)
@@ -147,11 +147,25 @@ def test_the_decision_is_recorded_with_the_run(tmp_path: Path) -> None:
     assert "max_steps" not in read_table(str(tmp_path / "run"), "resolved")
 
 
+def test_a_run_whose_time_is_spent_is_not_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(make_text(400))
+    train(tmp_path / "text.txt", model_dir=tmp_path / "run")
+    with pytest.raises(UserError, match=r"which finished at step \d+\. Its time is spent; to begin anew"):
+        train(tmp_path / "text.txt", model_dir=tmp_path / "run")
+
+
 def test_too_few_minutes_and_schedules_that_need_an_end_are_refused(text: str) -> None:
     with pytest.raises(UserError, match=r"max_minutes = 0\.005: must be at least 0\.01"):
         train([text], max_minutes=0.005)
     with pytest.raises(UserError, match="schedule = 'cosine' needs to know its last step"):
         train([text], schedule="cosine")
+
+
+def test_what_is_refused_leaves_no_folder_behind(text: str, tmp_path: Path) -> None:
+    for settings in ({"max_minutes": 0.005}, {"schedule": "cosine"}):
+        with pytest.raises(UserError):
+            train([text], model_dir=tmp_path / "runs" / "one", **settings)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_steps_that_are_asked_for_end_a_run_before_its_minutes(text: str) -> None:

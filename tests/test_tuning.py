@@ -218,7 +218,8 @@ def test_one_choice_that_is_left_is_not_timed_any_longer(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_timing_a_whole_batch_leaves_the_model_as_it_was(is_training: bool, precision: str) -> None:
     model = Picky(**{f"refuses_{({'fp32', 'bf16'} - {precision}).pop()}": True}).train(is_training)
-    assert seconds_of_step(model, make_batch(rows=5), Machine(CPU, precision, 1, "")) > 0
+    forward, update = seconds_of_step(model, make_batch(rows=5), Machine(CPU, precision, 1, ""))
+    assert forward > update >= 0
     assert set(model.shapes) == {(5, T)}
     assert set(model.modes) == {False}
     assert model.training == is_training

@@ -237,19 +237,35 @@ def remove(path: str) -> None:
 
 
 def check_writable(folder: str) -> list[str]:
-    """Notes for the user, mostly none, once a file was written in `folder`, made if missing; else StorageError."""
+    """Notes for the user, mostly none, once a file could be written in `folder`; else StorageError.
+
+    Nothing stays behind, nor a local folder that was not there.
+    """
     store = _store(folder)
     if _scheme(folder) == "gs":
         return list(store.check_access(folder))
     if store.exists(folder) and not store.is_folder(folder):
         raise StorageError(f"Cannot write into {folder!r}: it is a file, not a folder; choose another folder.")
     probe = join(folder, f".slm-write-check-{os.urandom(6).hex()}")
+    new = [] if is_remote(folder) else _missing_folders(folder)
     write_bytes(probe, b"x")
     try:
         remove(probe)
+        for path in new:
+            if os.path.isdir(path) and not os.listdir(path):  # nobody else has come to use it
+                remove(path)
     except StorageError as error:
         return [f"The folder {folder!r} takes files but does not delete them, so {probe!r} stays there. {error}"]
     return []
+
+
+def _missing_folders(path: str) -> list[str]:
+    """A local path and the folders above it, as far as they are not there, from the inside out."""
+    path, missing = os.path.abspath(path), []
+    while not os.path.lexists(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    return missing
 
 
 @contextlib.contextmanager

@@ -17,11 +17,10 @@ from typing import Any
 import torch
 
 from slm.config import ModelConfig, TrainConfig
-from slm.model.loss import WithLoss
 from slm.model.transformer import LanguageModel
 from slm.training.device import Machine, choose_machine, estimate_memory, memory_of
 from slm.training.optimizer import make_optimizer
-from slm.training.tuning import SECONDS
+from slm.training.tuning import SECONDS, seconds_of_step
 
 # loss = E + s (RATIO / parameters^ALPHA + 1 / tokens^BETA), both in millions and worth less beyond what the text holds.
 RATIO, ALPHA, BETA = 0.34, 0.26, 0.23
@@ -206,25 +205,9 @@ def _between(x: float, points: list[tuple[float, float]]) -> float:
 
 def _time(config: ModelConfig, train: TrainConfig, machine: Machine) -> tuple[float, float]:
     """The seconds of a token and of an update."""
-    model = LanguageModel(config).to(machine.device)
-    with_loss, optimizer = WithLoss(model), make_optimizer(model, train, machine)
-    tokens, targets = machine.take(*_batch(config))
-    forward = update = math.inf
-    with machine.in_use():
-        for _ in range(3):  # the first one warms up
-            machine.wait()
-            start = time.perf_counter()
-            with machine.autocast():
-                loss = with_loss(tokens, targets)
-            loss.backward()
-            machine.wait()
-            middle = time.perf_counter()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            machine.wait()
-            forward, update = min(forward, middle - start), min(update, time.perf_counter() - middle)
-    return forward / tokens.numel(), update
+    model, batch = LanguageModel(config).to(machine.device), _batch(config)
+    forward, update = seconds_of_step(model, batch, machine, make_optimizer(model, train, machine))
+    return forward / batch[0].numel(), update
 
 
 def _plan(

@@ -16,7 +16,9 @@ class Deadline:
         """seconds: of the whole run. left: of them, where it is gone on with."""
         self.seconds = seconds
         self._end = time.monotonic() + (seconds if left is None else left)
-        self._marks: list[tuple[float, int]] = []  # times and steps, for the pace
+        self._marks: list[tuple[float, int]] = []  # times, without evaluations, and steps, for the pace
+        self._evaluating = 0.0  # seconds of all evaluations
+        self._evaluation: float | None = None  # of the last one
 
     def left(self) -> float:
         """Seconds until the end, below 0 when it has passed."""
@@ -27,19 +29,28 @@ class Deadline:
         """True when the run is late."""
         return self.left() < -max(_LATE * self.seconds, _LATE_SECONDS)
 
-    def decay_steps(self, step: int, reserve: float) -> int | None:
+    def evaluated(self, seconds: float) -> None:
+        """Takes what an evaluation took."""
+        self._evaluation = seconds
+        self._evaluating += seconds
+
+    def decay_steps(self, step: int, *, reserve: float, eval_every: int, evaluation_steps: float) -> int | None:
         """How many steps the decay that begins after this step can have; None while it is not time for it.
 
-        reserve: seconds to keep for what comes after the last step. To be called after each step. The pace is that of
-        the later half of the steps so far, evaluations included, for machines drift.
+        reserve: seconds to keep for what comes after all. eval_every: steps between the evaluations that are still to
+        come, besides that of the end. evaluation_steps: how many steps take as long as one, as long as none was made.
+        To be called after each step. The pace is that of the later half of the steps so far, for machines drift.
         """
-        now, left = time.monotonic(), self.left() - reserve
+        now, left = time.monotonic() - self._evaluating, self.left() - reserve - (self._evaluation or 0.0)
         if not self._marks or now - self._marks[-1][0] > self.seconds / _MARKS:
             self._marks.append((now, step))
         began = self._marks[0][0]
         since, first = next(mark for mark in reversed(self._marks) if mark[0] <= (began + now) / 2)
         if left <= 0:
             return 1
-        if left > DECAY_SHARE * (self.seconds - reserve) or step - first < 2 or now == since:
+        if left > DECAY_SHARE * self.seconds or step - first < 2 or now == since:
             return None
-        return max(1, round(left * (step - first) / (now - since)))
+        pace = (now - since) / (step - first)
+        if self._evaluation is None:
+            return max(1, round((left / pace - evaluation_steps) / (1 + evaluation_steps / eval_every)))
+        return max(1, round(left / (pace + self._evaluation / eval_every)))

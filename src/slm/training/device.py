@@ -137,7 +137,7 @@ def choose_machine(
         why = f"{_with(str(device), why_device)}; {precision}{why}"
         machine = Machine(device, precision, config.threads or most, why, config.compile == "on")
         if config.compile == "auto" and device.type == "cuda":
-            return _with_compile(machine, model, batch, total_steps)
+            return _with_compile(machine, model, batch, config, total_steps)
         return machine
     counts = [config.threads] if config.threads else thread_counts(most)
     precisions = ["fp32", "bf16"] if config.precision == "auto" else [config.precision]
@@ -151,13 +151,18 @@ def choose_machine(
     threads = f"{chosen.threads} thread{'s' * (chosen.threads > 1)}"
     told = _with(str(device), ", ".join(filter(None, (threads, why_device))))
     why = f"{told}; {_with(chosen.precision, why)}"
-    # Compiling took 20 to 45 seconds on CPUs and made steps from 40 % slower to 10 % faster: auto never does it there.
+    # Compiling takes long on CPUs and gains little or loses there: auto never does it.
     return Machine(device, chosen.precision, chosen.threads, why, config.compile == "on")
 
 
-def _with_compile(machine: Machine, model: nn.Module, batch: tuple[Tensor, Tensor], total_steps: int) -> Machine:
+def _with_compile(
+    machine: Machine, model: nn.Module, batch: tuple[Tensor, Tensor], config: TrainConfig, total_steps: int
+) -> Machine:
     """The machine with torch.compile where the run will be long enough to pay the time for it back."""
-    seconds = total_steps * seconds_of_step(model, batch, machine)
+    if config.max_minutes and not config.max_steps:
+        seconds = 60 * config.max_minutes
+    else:
+        seconds = total_steps * seconds_of_step(model, batch, machine)[0]
     if seconds < _WORTH_COMPILING_SECONDS:
         return machine
     return dataclasses.replace(machine, compile=True, why=f"{machine.why}; compiled (the run is long)")

@@ -35,6 +35,7 @@ from slm.training.tuning import compiled
 from slm.training.watch import Watch
 
 RESERVE_SECONDS = 0.5  # for what comes after the last step and its evaluation
+EVALUATION_COST = 0.4  # of a window, to that of training on it, about
 
 
 def train_and_evaluate(
@@ -126,7 +127,6 @@ class Trainer:
         self.asked_at = 0.0  # when should_stop was asked last
         self.total_steps = config.max_steps or 0  # 0 as long as max_minutes leaves it open
         self.deadline = Deadline(60 * config.max_minutes) if config.max_minutes else None
-        self.evaluation_seconds = 0.0  # of the last one
         self.micro_batch_size = config.micro_batch_size or config.batch_size
         self.with_loss: nn.Module = WithLoss(model)
         self.optimizer = make_optimizer(model, config, machine)
@@ -272,7 +272,13 @@ class Trainer:
                 self.history.message = f"time is up: the machine became slower, so step {self.step:,} is the last."
                 self.total_steps = self.history.total_steps = self.step
             return
-        steps = deadline.decay_steps(self.step, RESERVE_SECONDS + self.evaluation_seconds)
+        windows = len(self.val_dataset)  # type: ignore[arg-type]
+        steps = deadline.decay_steps(
+            self.step,
+            reserve=RESERVE_SECONDS,
+            eval_every=self.config.eval_every,  # type: ignore[arg-type]
+            evaluation_steps=EVALUATION_COST * windows / self.config.batch_size,
+        )
         if steps:
             self.record({"step": self.step, "max_steps": self.step + steps, "decay_steps": steps})
             self.take_decision(self.history.records[-1])
@@ -342,7 +348,8 @@ class Trainer:
                 self.history.best = record
                 self.best_weights = copy_weights(self.model.state_dict(), torch.clone)
             self.evaluation_is_due = False
-            self.evaluation_seconds = time.monotonic() - started
+            if self.deadline:
+                self.deadline.evaluated(time.monotonic() - started)
             self.record(record)
             if is_best and self.folder:
                 if self.folder.step is None:  # a model.pt is never without a checkpoint to go on from

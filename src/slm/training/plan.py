@@ -32,7 +32,7 @@ def settle(
     total_steps = config.max_steps or config.epochs * len(batches)
     machine = choose_machine(config, model, batch, total_steps)
     if config.max_minutes and not config.max_steps and None in (config.warmup_steps, config.eval_every):
-        total_steps = max(1, int(60 * config.max_minutes / (_UPDATE * seconds_of_step(model, batch, machine))))
+        total_steps = max(1, int(60 * config.max_minutes / (_UPDATE * seconds_of_step(model, batch, machine)[0])))
     return machine, resolve(config, total_steps, batches, val_dataset, machine)
 
 

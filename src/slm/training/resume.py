@@ -152,10 +152,12 @@ class Previous:
         # Made longer before, it may have been stopped before the next step.
         at_the_end = status == "finished" and not longer and total_steps >= self.resolved.get("max_steps", 0)
         if at_the_end and self.is_complete():
+            by_time = self.resolved.get("max_minutes") and not self.resolved.get("max_steps")
+            further = "Its time is spent" if by_time else "To train it further, raise --epochs or --max_steps"
             raise UserError(
-                f"{self.path} already holds a run, which finished at step {self.step:,}. To train it further, raise "
-                "--epochs or --max_steps; to begin anew, choose another --model_dir, or add --overwrite, which moves "
-                "that run aside to a folder previous-1 in it."
+                f"{self.path} already holds a run, which finished at step {self.step:,}. {further}; to begin anew, "
+                "choose another --model_dir, or add --overwrite, which moves that run aside to a folder previous-1 in "
+                "it."
             )
         if status == "diverged":
             raise UserError(
