@@ -1,6 +1,6 @@
 """Fits the constants of the law by which --max_minutes chooses sizes (slm/training/budget.py).
 
-    python benchmarks/scaling.py --data_dir DIR --results scaling.jsonl [--jobs 2] [--fit_only]
+    python benchmarks/scaling.py --data_dir DIR --results scaling.jsonl [--jobs 2]
 
 Trains models of several widths for several times on 'python' (built in), the English captions of Multi30k and the
 messages of SMS spam (DIR holds multi30k.train.en.gz and sms_spam.tsv), each run in a process of its own on one thread,
@@ -34,13 +34,12 @@ from torch import Tensor
 
 import slm
 from slm.training import budget
+from slm.training.deadline import DECAY_SHARE
 
-RUNS: dict[str, list[tuple[int, int]]] = {  # CPU seconds and widths
-    "python": [(s, w) for s in (20, 60, 150) for w in (64, 128, 192, 256)],
-    "multi30k": [(s, w) for s in (20, 60, 150) for w in (64, 128, 192, 256)],
-    "sms": [(s, w) for s in (60, 180) for w in (64, 128, 192)],
-}
-VOCABULARY = {"python": 2048, "multi30k": 2048, "sms": 1024}
+SECONDS = (30, 120)  # of CPU time
+COUNTS = 0.01  # a point that is so far behind the best of its time counts 1/e of it: which one is best matters
+WIDTHS = {"python": (64, 128, 192, 256), "multi30k": (64, 128, 192, 256), "sms": (128, 192, 256, 320)}
+VOCABULARY = {"python": 4096, "multi30k": 4096, "sms": 1024}
 
 
 def text_of(corpus: str, data_dir: Path) -> str:
@@ -57,9 +56,10 @@ def text_of(corpus: str, data_dir: Path) -> str:
     return str(path)
 
 
-def settings_of(corpus: str, width: int, tokens_per_step: int, data_dir: Path) -> dict[str, Any]:
-    """The settings of a run, as a plan would choose them but for the width."""
-    return {
+def settings_of(corpus: str, width: int, seconds: float, tokens: float, data_dir: Path) -> dict[str, Any]:
+    """The settings of a run of so many tokens, as a plan would choose them but for the width."""
+    window = budget.context_for(seconds)
+    settings = {
         "data": text_of(corpus, data_dir),
         "recipe": "modern",
         "vocab_size": VOCABULARY[corpus],
@@ -67,31 +67,37 @@ def settings_of(corpus: str, width: int, tokens_per_step: int, data_dir: Path) -
         "num_heads": budget.heads_for(width),
         "num_layers": budget.layers_for(width),
         "hidden_dim": 4 * width,
-        "max_seq_len": 128,
-        "batch_size": max(1, tokens_per_step // 128),
+        "max_seq_len": window,
+        "batch_size": max(1, round(budget.batch_tokens_for(tokens) / window)),
+        "learning_rate": budget.learning_rate_for(tokens),
+        "schedule": "wsd",
         "threads": 1,
         "device": "cpu",
         "quiet": True,
     }
+    return settings | budget.regularization_for(tokens / len(prepared(settings).train_dataset.tokens))
 
 
 def run(corpus: str, seconds: float, width: int, data_dir: str) -> dict[str, float]:
-    """Parameters, tokens, tokens of the text and bits per byte at the end of one run."""
+    """Parameters, tokens, tokens of the text and the best bits per byte of one run."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    tokens_per_step, max_steps = 1024, 0
-    for _ in range(2):  # the batch depends on the tokens that the time allows
-        settings = settings_of(corpus, width, tokens_per_step, Path(data_dir))
+    tokens, max_steps = 1e6, 0
+    for _ in range(2):  # the settings depend on the tokens that the time allows
+        settings = settings_of(corpus, width, seconds, tokens, Path(data_dir))
         max_steps = max(20, round(seconds / seconds_of_step(settings)))
-        tokens_per_step = budget.batch_tokens_for(max_steps * settings["batch_size"] * 128)
-    trained = slm.train(**settings, max_steps=max_steps, eval_every=max_steps, val_tokens=60_000)
-    assert trained.history is not None
+        tokens = max_steps * settings["batch_size"] * settings["max_seq_len"]
+    decay_steps = max(1, round(DECAY_SHARE * max_steps))
+    trained = slm.train(
+        **settings, max_steps=max_steps, decay_steps=decay_steps, eval_every=-(-max_steps // 8), val_tokens=60_000
+    )
     return {
         "parameters": budget.matrix_parameters(trained.model.config),
-        "tokens": max_steps * settings["batch_size"] * 128,
+        "tokens": tokens,
         "text": len(prepared(settings).train_dataset.tokens),
         "seconds": seconds,
-        "bits_per_byte": trained.history.evaluations[-1]["val_bits_per_byte"],
+        "bits_per_byte": trained.metrics["val_bits_per_byte"],
+        "best_at": trained.step / max_steps,
     }
 
 
@@ -120,6 +126,9 @@ def fit(points: dict[str, list[dict[str, float]]]) -> tuple[dict[str, float], fl
         torch.tensor([point[name] for point in flat], dtype=torch.float64)
         for name in ("parameters", "tokens", "text", "bits_per_byte")
     )
+    lowest = {group: min(float(b) for b, g in zip(bits, groups, strict=True) if g == group) for group in known}
+    behind = bits / torch.tensor([lowest[group] for group in groups]) - 1
+    weights = torch.exp(-behind / COUNTS)
     best: tuple[float, dict[str, Tensor], float] | None = None
     for alpha, beta in itertools.product((0.3, 0.6), (0.2, 0.4)):  # several starts, for there are many valleys
         start = {"ratio": -1.5, "alpha": math.log(alpha), "beta": math.log(beta), "repeats": 1.6}
@@ -140,14 +149,15 @@ def fit(points: dict[str, list[dict[str, float]]]) -> tuple[dict[str, float], fl
         def closure(optimizer: Any = optimizer, errors: Any = errors, logs: Any = logs, start: Any = start) -> Tensor:
             optimizer.zero_grad()
             pull = sum((logs[name] - start[name]) ** 2 for name in start)  # where the points leave it open
-            loss = errors().square().mean() + 1e-5 * pull
+            loss = (weights * errors().square()).mean() + 1e-5 * pull
             loss.backward()
             return loss
 
         optimizer.step(closure)
         loss = closure().item()
         if best is None or loss < best[0]:
-            best = loss, {name: value.detach().exp() for name, value in logs.items()}, errors().square().mean().item()
+            error = (weights * errors().square()).sum() / weights.sum()
+            best = loss, {name: value.detach().exp() for name, value in logs.items()}, error.item()
     assert best is not None
     return {name: value.item() for name, value in best[1].items()}, best[2] ** 0.5
 
@@ -165,8 +175,9 @@ def main() -> None:
     results = Results(arguments.results)
     tasks = [
         {"corpus": corpus, "seconds": seconds, "width": width, "data_dir": str(arguments.data_dir)}
-        for corpus, runs in RUNS.items()
-        for seconds, width in runs
+        for corpus, widths in WIDTHS.items()
+        for seconds in SECONDS
+        for width in widths
     ]
     print(where(), flush=True)
 
@@ -178,11 +189,19 @@ def main() -> None:
         for task, point in zip(tasks, pool.map(measure, tasks), strict=True):
             points.setdefault(task["corpus"], []).append(point)
             size = f"{point['parameters'] / 1e6:.2f} M parameters, {point['tokens'] / 1e6:.2f} M tokens"
-            passes = f"{point['tokens'] / point['text']:.1f} passes: {point['bits_per_byte']:.4f} bits per byte"
+            passes = f"{point['tokens'] / point['text']:.1f} passes"
+            passes += f": {point['bits_per_byte']:.4f} bits per byte, best after {point['best_at']:.0%}"
             print(f"{task['corpus']:<9} {task['seconds']:4} s, width {task['width']:3}: {size}, {passes}", flush=True)
     constants, error = fit(points)
     print(", ".join(f"{name.upper()} = {value:.3f}" for name, value in constants.items()))
-    print(f"root of the mean squared error: {error:.4f} bits per byte")
+    print(f"root of the weighted mean squared error: {error:.4f} bits per byte")
+    for name, value in constants.items():
+        setattr(budget, name.upper(), value)
+    for corpus, seconds in itertools.product(WIDTHS, SECONDS):
+        made = [point for point in points[corpus] if point["seconds"] == seconds]
+        chosen = min(made, key=lambda one: budget.predicted_loss(one["parameters"], one["tokens"], one["text"]))
+        behind = chosen["bits_per_byte"] / min(one["bits_per_byte"] for one in made) - 1
+        print(f"{corpus:<9} {seconds:4} s: {behind:.1%} behind the best with what the law chooses")
 
 
 if __name__ == "__main__":

@@ -99,10 +99,20 @@ def test_more_time_never_plans_a_smaller_model_or_batch() -> None:
     assert parameters_of(plans[-1]) > 10 * parameters_of(plans[0])
 
 
-def test_a_small_text_plans_a_smaller_model_with_more_dropout() -> None:
+def test_a_text_that_is_read_often_is_guarded_against_being_learned_by_heart() -> None:
     large, small = plan(3600, 10**9), plan(3600, 10**5)
-    assert parameters_of(small) < parameters_of(large)
-    assert small["dropout"] > large["dropout"] == 0
+    assert (large["weight_decay"], large["dropout"], large["tie_embeddings"]) == (0.1, 0.0, False)
+    assert small["weight_decay"] > 0.1
+    assert small["tie_embeddings"]
+    rising = [budget.regularization_for(passes) for passes in (0.1, 1, 3, 6, 10, 30, 1000)]
+    for name in ("weight_decay", "dropout", "tie_embeddings"):
+        assert [one[name] for one in rising] == sorted(one[name] for one in rising)
+        assert rising[0][name] < rising[-1][name] <= 1
+
+
+def test_a_day_for_a_small_text_does_not_plan_ever_larger_models() -> None:
+    hour, day = (parameters_of(plan(seconds, 10**5)) for seconds in (3600, 86400))
+    assert day == hour < parameters_of(plan(86400, 10**9))
 
 
 @pytest.mark.parametrize(

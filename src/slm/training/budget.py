@@ -23,14 +23,14 @@ from slm.training.optimizer import make_optimizer
 from slm.training.tuning import SECONDS, seconds_of_step
 
 # loss = E + s (RATIO / parameters^ALPHA + 1 / tokens^BETA), both in millions and worth less beyond what the text holds.
-RATIO, ALPHA, BETA = 0.34, 0.26, 0.23
-REPEATS = 5.0  # epochs after the first, of which the last is worth a third of it
-PARAMETERS_PER_TOKEN = 0.5  # of the text, beyond which parameters are worth less
+RATIO, ALPHA, BETA = 0.31, 0.46, 0.35
+REPEATS = 4.0  # epochs after the first, of which the last is worth a third of it
+PARAMETERS_PER_TOKEN = 20.0  # of the text, beyond which parameters are worth less
 
 WIDTHS = (64, 96, 128, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
 PLANNED = (
-    "embed_dim", "num_heads", "num_layers", "hidden_dim", "max_seq_len", "vocab_size", "dropout", "batch_size",
-    "micro_batch_size", "learning_rate", "schedule", "val_tokens", "threads", "precision",
+    "embed_dim", "num_heads", "num_layers", "hidden_dim", "max_seq_len", "vocab_size", "tie_embeddings", "dropout",
+    "weight_decay", "batch_size", "micro_batch_size", "learning_rate", "schedule", "val_tokens", "threads", "precision",
 )  # fmt: skip
 _EVERY = 3  # of so many widths one is timed
 _PROBE_TOKENS = 1024
@@ -104,9 +104,23 @@ def learning_rate_for(tokens: float, optimizer: str = "muon") -> float:
     return float(rate if optimizer == "muon" else rate / 5)
 
 
+def weight_decay_for(passes: float) -> float:
+    """Weight decay for a text that is read so many times: it lets a model large for the text learn it without harm."""
+    return min(1.0, max(0.1, passes / 9))
+
+
 def dropout_for(passes: float) -> float:
-    """Dropout for a text that is read so many times."""
-    return 0.0 if passes < 4 else 0.1 if passes < 12 else 0.2
+    """Dropout for a text that is read so often that weight decay alone no longer keeps the model from its letter."""
+    return 0.0 if passes < 12 else 0.1 if passes < 30 else 0.2
+
+
+def regularization_for(passes: float) -> dict[str, Any]:
+    """The settings that suit a text that is read so many times."""
+    return {
+        "weight_decay": weight_decay_for(passes),
+        "dropout": dropout_for(passes),
+        "tie_embeddings": passes >= 3,
+    }
 
 
 def make_plan(
@@ -147,7 +161,7 @@ def make_plan(
 
 def context_for(seconds: float) -> int:
     """Positions in a window."""
-    return 128 if seconds < 120 else 256
+    return 128 if seconds < 45 else 256
 
 
 def _kept(model: ModelConfig, planned: Mapping[str, Any], asked: Mapping[str, Any]) -> ModelConfig:
@@ -229,7 +243,7 @@ def _plan(
     settings = {
         **{name: getattr(chosen, name) for name in ("embed_dim", "num_heads", "num_layers", "hidden_dim")},
         "max_seq_len": chosen.max_seq_len,
-        "dropout": dropout_for(passes),
+        **regularization_for(passes),
         "batch_size": batch_size,
         "micro_batch_size": micro_batch_size,
         "learning_rate": learning_rate_for(tokens, train.optimizer),
@@ -238,9 +252,11 @@ def _plan(
         "threads": machine.threads,
         "precision": machine.precision,
     }
+    tied = " and a table of embeddings that serves the output, too" if settings["tie_embeddings"] else ""
     why = (
         f"this machine should see {tokens / 1e6:,.1f} million tokens in the time, {passes:.1f} times the text, with "
-        f"{chosen.num_layers} layers of {chosen.embed_dim}; smaller learns less from each, larger sees fewer; timed on "
-        f"{machine.why}"
+        f"{chosen.num_layers} layers of {chosen.embed_dim}; smaller learns less from each, larger sees fewer; so many "
+        f"times suit a weight decay of {settings['weight_decay']:.2g}, a dropout of {settings['dropout']:g}{tied}; timed "
+        f"on {machine.why}"
     )
     return Plan(settings, why, tokens)
