@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +63,20 @@ def prepared(settings: dict[str, Any]) -> PreparedData:
         asked=(),
         on_progress=lambda what, done, total: None,
     )
+
+
+def text_of(corpus: str, data_dir: Path) -> str:
+    """The data of a corpus: a built-in name, or the path of a text."""
+    if corpus == "python":
+        return "python"
+    path = Path(tempfile.gettempdir()) / f"slm-benchmark-{corpus}.txt"
+    if not path.exists():
+        if corpus == "multi30k":
+            path.write_bytes(gzip.decompress((data_dir / "multi30k.train.en.gz").read_bytes()))
+        else:
+            rows = (data_dir / "sms_spam.tsv").read_text(errors="replace").splitlines()
+            path.write_text("\n".join(row.split("\t", 1)[1] for row in rows if "\t" in row))
+    return str(path)
 
 
 def where() -> str:

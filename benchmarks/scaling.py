@@ -16,12 +16,10 @@ looked at: they are the exam.
 from __future__ import annotations
 
 import argparse
-import gzip
 import itertools
 import json
 import math
 import statistics
-import tempfile
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Results, in_new_process, prepared, where
+from common import Results, in_new_process, prepared, text_of, where
 from torch import Tensor
 
 import slm
@@ -40,20 +38,6 @@ SECONDS = (30, 120)  # of CPU time
 COUNTS = 0.01  # a point that is so far behind the best of its time counts 1/e of it: which one is best matters
 WIDTHS = {"python": (64, 128, 192, 256), "multi30k": (64, 128, 192, 256), "sms": (128, 192, 256, 320)}
 VOCABULARY = {"python": 4096, "multi30k": 4096, "sms": 1024}
-
-
-def text_of(corpus: str, data_dir: Path) -> str:
-    """The data of a corpus: a built-in name, or the path of a text."""
-    if corpus == "python":
-        return "python"
-    path = Path(tempfile.gettempdir()) / f"slm-scaling-{corpus}.txt"
-    if not path.exists():
-        if corpus == "multi30k":
-            path.write_bytes(gzip.decompress((data_dir / "multi30k.train.en.gz").read_bytes()))
-        else:
-            rows = (data_dir / "sms_spam.tsv").read_text(errors="replace").splitlines()
-            path.write_text("\n".join(row.split("\t", 1)[1] for row in rows if "\t" in row))
-    return str(path)
 
 
 def settings_of(corpus: str, width: int, seconds: float, tokens: float, data_dir: Path) -> dict[str, Any]:
