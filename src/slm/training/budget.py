@@ -252,11 +252,10 @@ def _plan(
         "threads": machine.threads,
         "precision": machine.precision,
     }
-    tied = " and a table of embeddings that serves the output, too" if settings["tie_embeddings"] else ""
+    tied = ", the output shares the table of embeddings" if settings["tie_embeddings"] else ""
     why = (
-        f"this machine should see {tokens / 1e6:,.1f} million tokens in the time, {passes:.1f} times the text, with "
-        f"{chosen.num_layers} layers of {chosen.embed_dim}; smaller learns less from each, larger sees fewer; so many "
-        f"times suit a weight decay of {settings['weight_decay']:.2g}, a dropout of {settings['dropout']:g}{tied}; timed "
-        f"on {machine.why}"
+        f"with {chosen.num_layers} layers of {chosen.embed_dim} this machine should see {tokens / 1e6:,.1f} million "
+        f"tokens in the time; smaller learns less from each, larger sees fewer; it reads the text {passes:.1f} times: "
+        f"weight decay {settings['weight_decay']:.2g}, dropout {settings['dropout']:g}{tied}; timed on {machine.why}"
     )
     return Plan(settings, why, tokens)

@@ -41,16 +41,26 @@ class Deadline:
         come, besides that of the end. evaluation_steps: how many steps take as long as one, as long as none was made.
         To be called after each step. The pace is that of the later half of the steps so far, for machines drift.
         """
-        now, left = time.monotonic() - self._evaluating, self.left() - reserve - (self._evaluation or 0.0)
+        evaluation = self._evaluation or 0.0
+        now, left = time.monotonic() - self._evaluating, self.left() - reserve
         if not self._marks or now - self._marks[-1][0] > self.seconds / _MARKS:
             self._marks.append((now, step))
         began = self._marks[0][0]
         since, first = next(mark for mark in reversed(self._marks) if mark[0] <= (began + now) / 2)
-        if left <= 0:
+        if left <= evaluation:
             return 1
-        if left > DECAY_SHARE * self.seconds or step - first < 2 or now == since:
+        if left - evaluation > DECAY_SHARE * self.seconds or step - first < 2 or now == since:
             return None
         pace = (now - since) / (step - first)
         if self._evaluation is None:
-            return max(1, round((left / pace - evaluation_steps) / (1 + evaluation_steps / eval_every)))
-        return max(1, round(left / (pace + self._evaluation / eval_every)))
+            evaluation = evaluation_steps * pace
+
+        def too_long(steps: int) -> float:
+            last = step + steps
+            evaluations = last // eval_every - step // eval_every + (last % eval_every > 0)
+            return steps * pace + evaluations * evaluation - left
+
+        steps = max(1, round(left / pace))
+        while steps > 1 and too_long(steps) > pace / 2:
+            steps = max(1, steps - max(1, int(too_long(steps) / (pace + evaluation / eval_every))))
+        return steps
