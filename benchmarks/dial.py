@@ -75,7 +75,9 @@ def main() -> None:
     if arguments.task:
         print(json.dumps(run(json.loads(arguments.task))))
         return
-    corpora = {"shakespeare": str(shakespeare(arguments.data_dir)), "stories": "stories", "python": "python"}
+    corpora = {"shakespeare": "", "stories": "stories", "python": "python"}
+    if "shakespeare" in (arguments.only or corpora):
+        corpora["shakespeare"] = str(shakespeare(arguments.data_dir))
     results, cores = Results(arguments.results), Queue[int | None]()
     for core in range(arguments.jobs):
         cores.put(core if arguments.jobs > 1 else None)

@@ -91,6 +91,30 @@ def test_heads_divide_the_width_into_even_parts(width: int) -> None:
     ModelConfig(embed_dim=width, num_heads=heads, positions="rope")
 
 
+@pytest.mark.parametrize("unit", [1, 2, 3, 5])
+def test_heads_are_a_multiple_of_those_of_keys_and_values(unit: int) -> None:
+    for width in WIDTHS:
+        width = -(-width // (2 * unit)) * 2 * unit
+        assert heads_for(width, unit) % unit == 0
+        assert width % (2 * heads_for(width, unit)) == 0
+
+
+def test_a_width_that_is_asked_for_gets_as_many_layers_as_the_time_is_good_for() -> None:
+    deep, shallow = (plan(seconds, 10**9, embed_dim=512)["num_layers"] for seconds in (86400, 30))
+    assert 1 <= shallow < deep
+
+
+def test_the_reasons_name_what_was_asked_for_and_not_what_would_have_been() -> None:
+    asked = {"dropout": 0.35, "weight_decay": 0.07, "learning_rate": 0.0123}
+    made = make_plan(MODERN, TRAIN, asked, text_tokens=10**6, val_tokens=10**5, seconds=60, device=CPU)
+    for told in ("dropout 0.35", "weight decay 0.07", "a learning rate of 0.012"):
+        assert told in made.why
+
+
+def test_a_plan_without_time_left_is_made_all_the_same() -> None:
+    assert plan(0.0)["embed_dim"] in WIDTHS[:3]
+
+
 def test_more_time_never_plans_a_smaller_model_or_batch() -> None:
     plans = [plan(seconds, 10**8) for seconds in (30, 60, 180, 600, 3600, 86400)]
     for name in ("embed_dim", "num_layers", "batch_size", "max_seq_len"):

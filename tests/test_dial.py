@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import SMALL, make_text
@@ -50,6 +51,9 @@ def test_a_run_ends_on_time_with_a_decay_that_was_decided_once(text: str) -> Non
     assert before.count(peak) >= len(before) - 1
     assert lrs[max(lrs)] < 0.2 * peak
     assert run.metrics["val_loss"] < 3.0
+    every = run.resolved["eval_every"]  # and no others: an epoch has few steps here
+    steps = [record["step"] for record in run.history.evaluations]
+    assert steps == [*range(every, steps[-1], every), run.history.total_steps]
 
 
 def test_what_is_asked_for_is_kept_and_the_rest_is_planned(text: str) -> None:
@@ -90,23 +94,38 @@ def test_a_plan_alone_trains_nothing_and_writes_nothing(
     assert ("\nplan " in told) == (minutes is not None)
 
 
-def test_a_run_that_was_stopped_goes_on_with_its_plan_and_the_time_that_is_left(tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_goes_on_with_its_plan_and_the_time_that_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "text.txt").write_text(make_text(400))
     asked = 0
+    deadlines: list[tuple[float, float | None]] = []
+    init = Deadline.__init__
+
+    def remember(self: Deadline, seconds: float, left: float | None = None) -> None:
+        deadlines.append((seconds, left))
+        init(self, seconds, left)
+
+    monkeypatch.setattr(Deadline, "__init__", remember)
 
     def should_stop() -> bool:
         nonlocal asked
         asked += 1
         return asked > 8
 
-    first = train(tmp_path / "text.txt", model_dir=tmp_path / "run", should_stop=should_stop)
-    time.sleep(0.1)
     began = time.monotonic()
+    first = train(tmp_path / "text.txt", model_dir=tmp_path / "run", should_stop=should_stop)
+    taken = time.monotonic() - began
+    (_, whole) = (seconds for seconds, _ in deadlines)  # of the run, and of its training after reading and planning
+    time.sleep(0.5)
     second = train(tmp_path / "text.txt", model_dir=tmp_path / "run")
     assert second.history is not None
     assert second.history.resumed_from == 8
     assert second.history.status == "finished"
-    assert time.monotonic() - began < 60 * MINUTES + 3
+    seconds, left = deadlines[-1]
+    assert seconds == whole
+    assert left is not None
+    assert whole - taken - 0.01 <= left < whole  # what the pause took is not missing
     planned = {name: value for name, value in first.resolved.items() if name in budget.PLANNED}
     assert planned == {name: second.resolved[name] for name in planned}
 
@@ -157,8 +176,15 @@ def test_a_run_whose_time_is_spent_is_not_gone_on_with(tmp_path: Path) -> None:
 def test_too_few_minutes_and_schedules_that_need_an_end_are_refused(text: str) -> None:
     with pytest.raises(UserError, match=r"max_minutes = 0\.005: must be at least 0\.01"):
         train([text], max_minutes=0.005)
-    with pytest.raises(UserError, match="schedule = 'cosine' needs to know its last step"):
-        train([text], schedule="cosine")
+    for schedule in ("linear", "cosine", "constant"):
+        with pytest.raises(UserError, match=f"schedule = '{schedule}' needs to know its last step"):
+            train([text], schedule=schedule)
+    with pytest.raises(UserError, match="decay_steps = 5: with max_minutes the decay has the steps that fit"):
+        train([text], decay_steps=5)
+    with pytest.raises(UserError, match=r"max_steps = 5 and max_minutes = 0\.06 both say when training ends"):
+        train([text], max_steps=5)
+    with pytest.raises(UserError, match="epochs and max_minutes both say when training ends"):
+        train([text], epochs=2)
 
 
 def test_what_is_refused_leaves_no_folder_behind(text: str, tmp_path: Path) -> None:
@@ -168,10 +194,42 @@ def test_what_is_refused_leaves_no_folder_behind(text: str, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_steps_that_are_asked_for_end_a_run_before_its_minutes(text: str) -> None:
-    run = train([text], max_steps=5)
-    assert run.history is not None
-    assert run.history.step == 5
+def test_the_same_is_refused_where_the_loop_is_called_from_python() -> None:
+    model = slm.LanguageModel(slm.ModelConfig(vocab_size=5, embed_dim=4, num_heads=1))
+    dataset = slm.TextDataset(list(range(5)) * 40, max_seq_len=8)
+    for settings, told in (({}, "schedule = 'linear'"), ({"schedule": "wsd", "max_steps": 3}, "max_steps = 3")):
+        with pytest.raises(UserError, match=told):
+            slm.train_and_evaluate(model, dataset, dataset, slm.TrainConfig(max_minutes=0.01, **settings))
+
+
+@pytest.mark.parametrize("asked", [{"num_kv_heads": 3}, {"num_kv_heads": 2, "num_layers": 1}, {"embed_dim": 48}])
+def test_sizes_that_are_asked_for_alone_find_others_that_fit(text: str, asked: dict[str, int]) -> None:
+    resolved = train([text], plan_only=True, **asked).resolved
+    assert {name: resolved[name] for name in asked} == asked
+
+
+def test_token_ids_and_prepared_data_are_planned_for(tmp_path: Path, text: str) -> None:
+    (tmp_path / "text.txt").write_text(text)
+    slm.prepare(tmp_path / "text.txt", out=tmp_path / "tokens", vocab_size=300)
+    assert train(tmp_path / "tokens", plan_only=True, tokenizer="bpe").resolved["vocab_size"] <= 300
+    np.save(tmp_path / "ids.npy", np.arange(3000, dtype=np.uint16) % 50)
+    no_tokenizer = {name: value for name, value in FIXED.items() if name != "tokenizer"}
+    run = slm.train(tmp_path / "ids.npy", **no_tokenizer, max_minutes=MINUTES, plan_only=True)
+    assert run.resolved["vocab_size"] > 49
+
+
+def test_a_text_whose_reading_takes_all_the_time_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Deadline, "left", lambda self: -5.0)
+    with pytest.raises(UserError, match=r"max_minutes = 0\.06: reading the text alone took 9 seconds of them"):
+        train([text])
+
+
+def test_nothing_to_read_is_told_as_without_minutes() -> None:
+    with pytest.raises(UserError, match="text") as with_minutes:
+        train([])
+    with pytest.raises(UserError) as without:
+        slm.train([], **FIXED)
+    assert str(with_minutes.value) == str(without.value)
 
 
 def test_a_decay_that_becomes_too_slow_is_cut_off(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,3 +241,12 @@ def test_a_decay_that_becomes_too_slow_is_cut_off(text: str, monkeypatch: pytest
     assert run.history.status == "finished"
     decision = next(record for record in run.history.records if "decay_steps" in record)
     assert run.history.step == run.history.total_steps < decision["max_steps"]
+
+
+def test_a_run_that_was_cut_off_cannot_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.txt").write_text(make_text(400))
+    passed = iter([False] * 3)
+    monkeypatch.setattr(Deadline, "has_passed", property(lambda self: next(passed, True)))
+    train(tmp_path / "text.txt", model_dir=tmp_path / "run")
+    with pytest.raises(UserError, match=r"was cut off at step \d+ of \d+, when its time was up"):
+        layered({"repeat": str(tmp_path / "run")}, "keyword")

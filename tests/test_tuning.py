@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slm.config import ModelConfig
+from slm.config import ModelConfig, TrainConfig
 from slm.model.loss import WithLoss
 from slm.model.transformer import LanguageModel
-from slm.training import tuning
+from slm.training import device, tuning
 from slm.training.clock import SLOW_LAPS, SpeedWatch
 from slm.training.device import Machine
 from slm.training.step import StepResult
@@ -471,3 +471,19 @@ def test_a_fast_lap_among_slow_ones_resets_their_count() -> None:
 
 def test_a_machine_that_always_was_slow_is_not_told() -> None:
     assert warnings_of(SpeedWatch(threads=2), *[10] * 10, *[4] * 10) == []
+
+
+# When compiling pays
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "compiles"),
+    [({}, 59, False), ({}, 61, True), ({"max_minutes": 9.0}, 61, False), ({"max_minutes": 11.0}, 59, True)],
+)
+def test_a_run_is_compiled_where_it_is_long_enough(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, float], steps: int, compiles: bool
+) -> None:
+    monkeypatch.setattr(device, "seconds_of_step", lambda model, batch, machine: (10.0, 0.0))
+    machine = Machine(CPU, "fp32", 1, "why")
+    config = TrainConfig(schedule="wsd", **settings)
+    assert device._with_compile(machine, Picky(), make_batch(), config, steps).compile == compiles

@@ -111,3 +111,8 @@ def test_the_first_difference_is_named_and_the_same_bits_are_none() -> None:
     assert first_difference(1, 1.0) == ": 1 against 1.0"
     assert first_difference({"x": 1}, {}) == "x: only the first run has it"
     assert first_difference(torch.tensor([math.nan]), torch.tensor([math.nan])) is None
+
+
+def test_runs_of_minutes_are_not_compared() -> None:
+    with pytest.raises(slm.UserError, match="set steps, and leave out max_minutes"):
+        slm.verify_resume(["some text"], max_minutes=1)

@@ -219,8 +219,9 @@ class TrainConfig(Checked):
     )
     max_minutes: float | None = setting(
         None,
-        "Train for so long: what you do not set (sizes, vocabulary, batch, learning rate, dropout, steps) is chosen "
-        "for the best model that this machine can make of the text in this time.",
+        "Train for so long, at least 0.5, with --recipe modern: what you do not set (sizes, vocabulary, batch, "
+        "learning rate, dropout, steps) is chosen for the best model that this machine can make of the text in this "
+        "time.",
         group="training",
         rule="above 0 and at most 1440",
         everyday=True,
@@ -285,8 +286,8 @@ class TrainConfig(Checked):
     )
     eval_every: int | None = setting(
         None,
-        "Steps between evaluations, beside one at each epoch's end. Default: about 20 in a run, or fewer where "
-        "they would be more than half as much work as the training.",
+        "Steps between evaluations, beside one at each epoch's end (none with max_minutes). Default: about 20 in a "
+        "run, or fewer where they would be more than half as much work as the training (6 % with max_minutes).",
         group="output",
         rule="at least 1",
     )

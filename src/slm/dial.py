@@ -18,6 +18,7 @@ from slm.training.device import seeded
 from slm.training.resume import Previous
 
 SHORTEST_MINUTES = 0.5
+_LEAST_LEFT = 0.1  # of the time, after reading
 
 
 def read_and_plan(
@@ -50,9 +51,14 @@ def read_and_plan(
 
 
 def plan_text(settings: Settings, given: Any, seconds: float, device: torch.device) -> dict[str, Any]:
-    """The settings that must be known before the text is read: the vocabulary. Raises UserError for too few seconds."""
+    """The settings that must be known before the text is read: the vocabulary.
+
+    Raises UserError for too few seconds, and for epochs that are asked for, too.
+    """
     if seconds < 60 * SHORTEST_MINUTES:
         raise UserError(f"max_minutes = {seconds / 60:g}: must be at least {SHORTEST_MINUTES}, to plan and to train.")
+    if "epochs" in settings.asked():
+        raise UserError("epochs and max_minutes both say when training ends: set one of them.")
     num_bytes = bytes_of_text(settings.data, given)
     return {} if num_bytes is None else {"vocab_size": vocabulary_for(num_bytes, seconds, device)}
 
@@ -60,10 +66,16 @@ def plan_text(settings: Settings, given: Any, seconds: float, device: torch.devi
 def plan_sizes(
     settings: Settings, model: ModelConfig, data: PreparedData, deadline: Deadline, device: torch.device
 ) -> tuple[Settings, str]:
-    """The settings with all that the plan decides, and why. Raises UserError for a schedule that needs another end.
+    """The settings with all that the plan decides, and why. Raises UserError where the time is nearly spent.
 
     model: with the vocabulary of the data.
     """
+    if deadline.left() < _LEAST_LEFT * deadline.seconds:
+        raise UserError(
+            f"max_minutes = {deadline.seconds / 60:g}: reading the text alone took "
+            f"{deadline.seconds - deadline.left():.0f} seconds of them. Give more minutes; a text from files is in the "
+            "cache now, where the next run finds it."
+        )
     with seeded(device, 0):  # the models that are timed shall not move anybody's random numbers on
         plan = make_plan(
             model,
@@ -74,13 +86,7 @@ def plan_sizes(
             seconds=deadline.left(),
             device=device,
         )
-    settings = settings.planned({"vocab_size": model.vocab_size, **plan.settings})
-    if settings.train.schedule not in ("wsd", "constant") and settings.train.max_steps is None:
-        raise UserError(
-            f"schedule = {settings.train.schedule!r} needs to know its last step from the beginning, which max_minutes "
-            "does not: leave it out, or set max_steps instead of max_minutes."
-        )
-    return settings, plan.why
+    return settings.planned({"vocab_size": model.vocab_size, **plan.settings}), plan.why
 
 
 def planned_of(resolved: Mapping[str, Any]) -> dict[str, Any]:

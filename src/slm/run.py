@@ -30,7 +30,7 @@ from slm.training.device import check_memory, choose_device, seeded
 from slm.training.history import History, Record
 from slm.training.loop import train_and_evaluate
 from slm.training.packing import pack_model, unpack_model, versions
-from slm.training.plan import settle
+from slm.training.plan import check_minutes, settle
 from slm.training.resume import MODEL
 from slm.training.saving import RunFolder
 
@@ -198,10 +198,11 @@ def train_run(
 ) -> Run:
     """The run that resolved settings describe: what both `train` and `slm-train` call."""
     options, display = settings.options, Display(quiet=settings.options.quiet)
-    minutes = settings.train.max_minutes
+    check_minutes(settings.train)
+    minutes = settings.train.max_minutes if settings.train.max_steps is None else None
     deadline = Deadline(60 * minutes) if minutes else None
-    if options.model_dir is None:
-        if options.resume == "must":
+    if options.model_dir is None or options.plan_only:
+        if options.resume == "must" and options.model_dir is None:
             raise UserError("resume = 'must': there is no model_dir to go on from. Name it, or leave out resume.")
         return _train(settings, given, val_given, None, display, deadline, on_log, should_stop)
     with display.working() as on_progress:

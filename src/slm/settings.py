@@ -42,10 +42,6 @@ class Settings:
         above = {name: keys for name, keys in self.layers.items() if name not in _NOT_ASKED}
         return merge({**below, PLAN: {**self.layers.get(PLAN, {}), **plan}, **above})
 
-    def is_asked(self, name: str) -> bool:
-        """True for a setting that somebody set, to a value of its own."""
-        return self.origins.get(name, DEFAULT) not in _NOT_ASKED and name in self.asked()
-
     def asked(self) -> dict[str, Any]:
         """What somebody set, by name, without what concerns one invocation only."""
         options = {field.name for field in dataclasses.fields(RunOptions)}
@@ -136,8 +132,8 @@ def layered(keys: Mapping[str, Any], layer: str, defaults: Mapping[str, Any] | N
     layers = {DEFAULT: defaults or {}, **asked, layer: keys}
     preset = _preset(_topmost(layers, "data"))
     recipe = _topmost(layers, "recipe") or ("modern" if _topmost(layers, "max_minutes") else None)
-    named = {"recipe": recipe, **RECIPES[recipe]} if recipe in RECIPES else {}
-    provisional = _provisional(layers) if _topmost(layers, "max_minutes") else {}
+    named = {"recipe": recipe, **RECIPES[recipe]} if isinstance(recipe, str) and recipe in RECIPES else {}
+    provisional = {**_provisional(layers), "schedule": "wsd"} if _topmost(layers, "max_minutes") else {}
     return merge({DEFAULT: layers.pop(DEFAULT), RECIPE: named, PRESET: preset, PLAN: provisional, **layers})
 
 
@@ -148,10 +144,13 @@ def _topmost(layers: Mapping[str, Mapping[str, Any]], name: str) -> Any:
 
 def _provisional(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Sizes that go with those asked for, until there is a plan: the defaults need not."""
-    width, heads = _topmost(layers, "embed_dim"), _topmost(layers, "num_heads")
-    if width is None and isinstance(heads, int) and heads > 0:
-        return {"embed_dim": 32 * heads}
-    return {"num_heads": 1} if width is not None and heads is None else {}
+    width, heads, kv_heads = (_topmost(layers, name) for name in ("embed_dim", "num_heads", "num_kv_heads"))
+    if width is not None:
+        return {} if heads is not None else {"num_heads": kv_heads or 1}
+    heads_known = heads or kv_heads
+    if not isinstance(heads_known, int) or heads_known < 1:
+        return {}
+    return {"embed_dim": 32 * heads_known, "num_heads": heads_known}
 
 
 def _preset(data: Any) -> dict[str, Any]:
@@ -185,16 +184,21 @@ def read_table(folder: str, table: str) -> dict[str, Any]:
 def _resolved(folder: str) -> dict[str, Any]:
     """What each setting of a run became; where minutes were asked for, the steps that they became.
 
-    Raises UserError where that run was stopped before its end was decided.
+    Raises UserError where that run was stopped before its end was decided, or cut off by its time.
     """
     resolved = read_table(folder, "resolved")
-    if resolved.pop("max_minutes", None) is None or "max_steps" in resolved:
+    if "max_minutes" not in resolved or "max_steps" in resolved:
         return resolved
     try:
         lines = files.read_bytes(files.join(folder, "metrics.jsonl")).decode().splitlines()
     except FileNotFoundError:  # stopped before its first record
         lines = []
-    decisions = [record for record in map(json.loads, lines) if "decay_steps" in record]
+    decisions = [record for record in map(json.loads, lines) if "max_steps" in record]
+    if len(decisions) > 1:
+        raise UserError(
+            f"the run in {folder} was cut off at step {decisions[-1]['max_steps']} of {decisions[0]['max_steps']}, "
+            "when its time was up: it cannot be repeated."
+        )
     if not decisions:
         raise UserError(f"the run in {folder} was stopped before it was decided when it ends: go on with it first.")
     return {**resolved, **{name: decisions[-1][name] for name in ("max_steps", "decay_steps")}}

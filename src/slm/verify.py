@@ -32,6 +32,8 @@ def verify_resume(data: Any = None, *, steps: int = 6, stop_after: int | None = 
         raise UserError(f"stop_after = {stop_after}: must be above 0 and below steps = {steps}.")
     if taken := [name for name in _OTHERS if name in settings]:
         raise UserError(f"verify_resume sets {', '.join(taken)} itself: leave it out.")
+    if settings.get("max_minutes"):
+        raise UserError("verify_resume compares runs of so many steps: set steps, and leave out max_minutes.")
     data = list(data) if isinstance(data, Iterator) else data  # it is read three times
     settings = {"eval_every": max(1, stop_after - 1), "log_every": 1, **settings, "max_steps": steps, "quiet": True}
     with tempfile.TemporaryDirectory(prefix="slm-verify-") as folder, warnings.catch_warnings():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any
@@ -101,9 +101,9 @@ def load_data(
 def bytes_of_text(config: DataConfig, given: Any) -> int | None:
     """About the size of the text, known before it is read; None where it is not, or where there is no text."""
     if given is not None:
-        sized = isinstance(given, list | tuple) and all(isinstance(one, str) for one in given)
+        sized = not isinstance(given, Iterator) and all(isinstance(one, str) for one in given)
         return sum(map(len, given)) if sized else None
-    if config.data in (None, ("dummy",)):
+    if config.data in (None, ("dummy",)) or _is_prepared(config.data) or _token_files(config.data):
         return None
     corpus = read_corpus(config.data or (), text_field=config.text_field, split_documents_on=config.split_documents_on)
     return corpus.stored_bytes
@@ -252,14 +252,28 @@ def _val_rows(config: DataConfig, val_given: Any, on_progress: Progress) -> Toke
     return rows
 
 
+def _is_prepared(names: tuple[str, ...]) -> bool:
+    """True for the one folder or URL of a preparation, finished or not."""
+    name = names[0]
+    if len(names) > 1 or name.partition(":")[0] in BUILT_IN or not listing.is_folder(name):
+        return False
+    return bool(read_mark(name)) or read_manifest(name) is not None
+
+
+def _token_files(names: tuple[str, ...]) -> list[listing.FileInfo]:
+    """The files that are named, where all are token files; none where the sources are text."""
+    if not any(is_token_file(name) or listing.is_folder(name) or set(name) & set("*?[") for name in names):
+        return []
+    if any(name.partition(":")[0] in BUILT_IN for name in names):
+        return []
+    found = [file for name in names for file in find_files(name)]
+    return found if all(is_token_file(file.path) for file in found) else []
+
+
 def _token_rows(names: tuple[str, ...], on_progress: Progress) -> Tokens | None:
     """The ids of token files joined in the order of their names; None where the sources are text."""
-    if not any(is_token_file(name) or listing.is_folder(name) or set(name) & set("*?[") for name in names):
-        return None
-    if any(name.partition(":")[0] in BUILT_IN for name in names):
-        return None
-    found = [file for name in names for file in find_files(name)]
-    if not found or not all(is_token_file(file.path) for file in found):
+    found = _token_files(names)
+    if not found:
         return None
     for file in found:
         if SHARD_NAME.fullmatch(file.name) and is_ours(folder := file.path.removesuffix(file.name)):

@@ -1,8 +1,9 @@
 """Minutes -> vocabulary, sizes, batch and rates: a law of losses and a few timed steps choose the model to train.
 
 The law has the form of Hoffmann et al. 2022, equation 2: a loss falls with parameters and with tokens, each to a power
-of its own. Tokens that are seen again count less each time, as Muennighoff et al. 2023, equation 5, found. Only what
-the terms are to each other matters here, for it decides which size wins. `benchmarks/scaling.py` fits the constants.
+of its own. Tokens that are seen again count less each time, as Muennighoff et al. 2023, equation 5, found. Only the
+ratio of the two terms matters here, for it decides which size wins. `benchmarks/scaling.py` fits RATIO, ALPHA, BETA and
+REPEATS; the rules for batch, rates and regularization come from trials on the same corpora.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from slm.training.tuning import SECONDS, seconds_of_step
 # loss = E + s (RATIO / parameters^ALPHA + 1 / tokens^BETA), both in millions and worth less beyond what the text holds.
 RATIO, ALPHA, BETA = 0.31, 0.46, 0.35
 REPEATS = 4.0  # epochs after the first, of which the last is worth a third of it
-PARAMETERS_PER_TOKEN = 20.0  # of the text, beyond which parameters are worth less
+PARAMETERS_PER_TOKEN = 20.0  # a guard for tiny texts: parameters beyond so many for each of its tokens are worth less
 
 WIDTHS = (64, 96, 128, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
 PLANNED = (
@@ -43,16 +44,15 @@ _TIMES_A_CPU = {"cuda": 100, "mps": 10}  # about; how much more an accelerator g
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train, as settings, and why, as rows for the header."""
+    """What to train, as settings, and why, in words."""
 
     settings: dict[str, Any]
     why: str
-    tokens: float = 0.0  # that the time is expected to allow
 
 
 def vocabulary_for(num_bytes: int, seconds: float, device: torch.device) -> int:
     """The size of a BPE vocabulary that suits a text of so many bytes and so much time, a power of two."""
-    by_text, by_time = num_bytes / 450, 3000 * (seconds / 60 * _TIMES_A_CPU.get(device.type, 1)) ** 0.25
+    by_text, by_time = max(num_bytes, 1) / 450, 3000 * (seconds / 60 * _TIMES_A_CPU.get(device.type, 1)) ** 0.25
     return int(2 ** max(9, min(15, round(math.log2(min(by_text, by_time))))))
 
 
@@ -63,17 +63,17 @@ def predicted_loss(parameters: float, tokens: float, text_tokens: float) -> floa
 
 
 def _worth(amount: float, unique: float) -> float:
-    """What an amount is worth that repeats what is unique (Muennighoff et al. 2023, equation 5, and for parameters)."""
+    """What an amount is worth of which only a part is of full worth (Muennighoff et al. 2023, equation 5)."""
     if amount <= unique:
         return amount
     return unique * (1 - REPEATS * math.expm1(-(amount / unique - 1) / REPEATS))
 
 
-def heads_for(width: int) -> int:
+def heads_for(width: int, multiple_of: int = 1) -> int:
     """Attention heads of 64 numbers, or of 32 in narrow models; as near as the width allows."""
     wanted = width / (64 if width >= 256 else 32)
-    fine = [heads for heads in range(1, width + 1) if width % heads == 0 and width // heads % 2 == 0]
-    return min(fine or [1], key=lambda heads: abs(heads - wanted))
+    fine = [heads for heads in range(multiple_of, width + 1, multiple_of) if width % (2 * heads) == 0]
+    return min(fine or [multiple_of], key=lambda heads: abs(heads - wanted))
 
 
 def layers_for(width: int) -> int:
@@ -139,24 +139,24 @@ def make_plan(
     """
     clock = time.monotonic()
     model = _kept(model, {"max_seq_len": context_for(seconds)}, asked)
-    candidates = [_sized(model, width, asked) for width in ((model.embed_dim,) if "embed_dim" in asked else WIDTHS)]
-    candidates = list({repr(candidate): candidate for candidate in candidates}.values())
+    candidates, memory = _candidates(model, asked), memory_of(device)
+    if memory:
+        fitting = [c for c in candidates if estimate_memory(c, 1, c.max_seq_len) <= _MEMORY_SHARE * memory]
+        candidates = fitting or candidates[:1]
     # A model of middle size tells threads and precision; both are kept for the one that is chosen.
     middle = candidates[min(3, len(candidates) - 1)]
     train = dataclasses.replace(train, device=str(device), compile="off")
     share = min(_PLANNING_SHARE * seconds / 2, SECONDS)
     machine = choose_machine(train, LanguageModel(middle), _batch(middle), seconds=share)
     speeds = _Speeds(train, machine, candidates, _PLANNING_SHARE * seconds)
-    left = seconds - (time.monotonic() - clock)
-    memory = memory_of(device)
-    fitting = [c for c in candidates if not memory or estimate_memory(c, 1, c.max_seq_len) <= _MEMORY_SHARE * memory]
+    left = max(1.0, seconds - (time.monotonic() - clock))
     weighed = []
-    for candidate in fitting or candidates[:1]:
+    for candidate in candidates:
         tokens = speeds.tokens_in(left * _TRAINING_SHARE, candidate)
         weighed.append((predicted_loss(matrix_parameters(candidate), tokens, text_tokens), tokens, candidate))
     enough = _AS_GOOD * min(loss for loss, _, _ in weighed)
     _, tokens, chosen = next(one for one in weighed if one[0] <= enough)  # the smallest of those that are as good
-    return _plan(chosen, train, tokens, text_tokens, val_tokens, machine, memory)
+    return _plan(chosen, train, asked, tokens, text_tokens, val_tokens, machine, memory)
 
 
 def context_for(seconds: float) -> int:
@@ -168,13 +168,24 @@ def _kept(model: ModelConfig, planned: Mapping[str, Any], asked: Mapping[str, An
     return dataclasses.replace(model, **{name: value for name, value in planned.items() if name not in asked})
 
 
-def _sized(model: ModelConfig, width: int, asked: Mapping[str, Any]) -> ModelConfig:
+def _candidates(model: ModelConfig, asked: Mapping[str, Any]) -> list[ModelConfig]:
+    """Models from small to large: of all widths, or of all depths where the width is asked for."""
+    if "embed_dim" not in asked:
+        made = [_sized(model, width, layers_for(width), asked) for width in WIDTHS]
+    else:
+        most = layers_for(model.embed_dim)
+        depths = sorted({max(1, most >> halvings) for halvings in range(most.bit_length())})
+        made = [_sized(model, model.embed_dim, depth, asked) for depth in depths]
+    return list({repr(candidate): candidate for candidate in made}.values())
+
+
+def _sized(model: ModelConfig, width: int, layers: int, asked: Mapping[str, Any]) -> ModelConfig:
     """The candidate of that width, or of the nearest above it that the heads asked for divide."""
-    if "num_heads" in asked and "embed_dim" not in asked:
-        step = 2 * model.num_heads
-        width = -(-width // step) * step
-    heads = model.num_heads if "num_heads" in asked else heads_for(width)
-    planned = {"embed_dim": width, "num_heads": heads, "num_layers": layers_for(width), "hidden_dim": 4 * width}
+    unit = asked.get("num_heads") or asked.get("num_kv_heads") or 1
+    if "embed_dim" not in asked:
+        width = -(-width // (2 * unit)) * 2 * unit
+    heads = model.num_heads if "num_heads" in asked else heads_for(width, unit)
+    planned = {"embed_dim": width, "num_heads": heads, "num_layers": layers, "hidden_dim": 4 * width}
     return _kept(model, planned, {name for name in asked if name != "embed_dim"})  # type: ignore[arg-type]
 
 
@@ -227,6 +238,7 @@ def _time(config: ModelConfig, train: TrainConfig, machine: Machine) -> tuple[fl
 def _plan(
     chosen: ModelConfig,
     train: TrainConfig,
+    asked: Mapping[str, Any],
     tokens: float,
     text_tokens: int,
     val_tokens: int,
@@ -252,10 +264,13 @@ def _plan(
         "threads": machine.threads,
         "precision": machine.precision,
     }
-    tied = ", the output shares the table of embeddings" if settings["tie_embeddings"] else ""
+    made = {**settings, **asked}
+    tied = ", the output shares the table of embeddings" if made["tie_embeddings"] else ""
     why = (
         f"with {chosen.num_layers} layers of {chosen.embed_dim} this machine should see {tokens / 1e6:,.1f} million "
-        f"tokens in the time; smaller learns less from each, larger sees fewer; it reads the text {passes:.1f} times: "
-        f"weight decay {settings['weight_decay']:.2g}, dropout {settings['dropout']:g}{tied}; timed on {machine.why}"
+        f"tokens in the time; smaller learns less from each, larger sees fewer; batches of {made['batch_size']} "
+        f"windows of {chosen.max_seq_len} and a learning rate of {made['learning_rate']:.2g} suit so many; it reads "
+        f"the text {passes:.1f} times: weight decay {made['weight_decay']:.2g}, dropout {made['dropout']:g}{tied}; "
+        f"timed on {machine.why}"
     )
-    return Plan(settings, why, tokens)
+    return Plan(settings, why)

@@ -57,7 +57,7 @@ class Deadline:
 
         def too_long(steps: int) -> float:
             last = step + steps
-            evaluations = last // eval_every - step // eval_every + (last % eval_every > 0)
+            evaluations = last // eval_every - (step - 1) // eval_every + (last % eval_every > 0)
             return steps * pace + evaluations * evaluation - left
 
         steps = max(1, round(left / pace))

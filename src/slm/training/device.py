@@ -159,10 +159,7 @@ def _with_compile(
     machine: Machine, model: nn.Module, batch: tuple[Tensor, Tensor], config: TrainConfig, total_steps: int
 ) -> Machine:
     """The machine with torch.compile where the run will be long enough to pay the time for it back."""
-    if config.max_minutes and not config.max_steps:
-        seconds = 60 * config.max_minutes
-    else:
-        seconds = total_steps * seconds_of_step(model, batch, machine)[0]
+    seconds = 60 * (config.max_minutes or 0) or total_steps * seconds_of_step(model, batch, machine)[0]
     if seconds < _WORTH_COMPILING_SECONDS:
         return machine
     return dataclasses.replace(machine, compile=True, why=f"{machine.why}; compiled (the run is long)")

@@ -80,7 +80,9 @@ def train_and_evaluate(
         with machine.in_use(), seeded(machine.device, stream_seed("training", config.seed)):
             restore(trainer)
             if machine.compile:
-                with compiled(trainer.with_loss, next(batches.epoch(0)), machine) as trainer.with_loss:
+                tokens, targets = next(batches.epoch(0))
+                batch = tokens[: trainer.micro_batch_size], targets[: trainer.micro_batch_size]
+                with compiled(trainer.with_loss, batch, machine) as trainer.with_loss:
                     trainer.train()
             else:
                 trainer.train()
@@ -126,7 +128,7 @@ class Trainer:
         self.folder, self.on_log, self.should_stop = folder, on_log, should_stop or (lambda: False)
         self.asked_at = 0.0  # when should_stop was asked last
         self.total_steps = config.max_steps or 0  # 0 as long as max_minutes leaves it open
-        self.deadline = Deadline(60 * config.max_minutes) if config.max_minutes else None
+        self.deadline = Deadline(60 * config.max_minutes) if config.max_minutes and not config.max_steps else None
         self.micro_batch_size = config.micro_batch_size or config.batch_size
         self.with_loss: nn.Module = WithLoss(model)
         self.optimizer = make_optimizer(model, config, machine)
@@ -189,6 +191,8 @@ class Trainer:
                 is_whole = True
                 if self.history.status == "diverged":
                     break
+                # A deadline has reckoned with the evaluations of eval_every alone.
+                is_epoch_end = is_epoch_end and not self.config.max_minutes
                 if is_epoch_end or self.step % self.config.eval_every == 0:  # type: ignore[operator]
                     self.evaluate()
                 if self.out_of_patience:
@@ -271,6 +275,7 @@ class Trainer:
             if deadline.has_passed and not self.is_over:
                 self.history.message = f"time is up: the machine became slower, so step {self.step:,} is the last."
                 self.total_steps = self.history.total_steps = self.step
+                self.record({"step": self.step, "max_steps": self.step})
             return
         windows = len(self.val_dataset)  # type: ignore[arg-type]
         steps = deadline.decay_steps(

@@ -30,8 +30,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig, machine: Machine) -> A
     betas = (config.beta1, config.beta2)
     if not hidden:
         return AdamW(groups, lr=config.learning_rate, betas=betas)
-    fast_bf16 = machine.device.type == "cuda" or machine.precision == "bf16"
-    dtype = torch.bfloat16 if fast_bf16 else torch.float32
+    dtype = torch.bfloat16 if machine.precision == "bf16" else torch.float32
     decay = config.weight_decay
     return Muon(hidden, groups, lr=config.learning_rate, betas=betas, weight_decay=decay, dtype=dtype)
 

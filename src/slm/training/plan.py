@@ -21,18 +21,46 @@ _EVALUATION_SHARE = 0.06  # of the time of a run with max_minutes
 _UPDATE = 1.2  # times a forward and backward is a step with its update, about
 
 
+def check_minutes(config: TrainConfig) -> None:
+    """Raises UserError for settings that need another end of the run than that of its minutes.
+
+    With max_steps and decay_steps it is the repetition of one whose end was decided.
+    """
+    if config.max_minutes is None or (config.max_steps and config.decay_steps):
+        return
+    if config.max_steps is not None:
+        raise UserError(
+            f"max_steps = {config.max_steps} and max_minutes = {config.max_minutes:g} both say when training ends: set "
+            "one of them."
+        )
+    if config.schedule != "wsd":
+        raise UserError(
+            f"schedule = {config.schedule!r} needs to know its last step from the beginning, which max_minutes does "
+            "not: it goes with 'wsd' alone. Or set max_steps in place of max_minutes."
+        )
+    if config.decay_steps is not None:
+        raise UserError(
+            f"decay_steps = {config.decay_steps}: with max_minutes the decay has the steps that fit into the time. "
+            "Leave it out, or set max_steps in place of max_minutes."
+        )
+
+
 def settle(
     config: TrainConfig, model: nn.Module, batches: Batches, val_dataset: Dataset[Any]
 ) -> tuple[Machine, TrainConfig]:
     """The machine, and the settings with every default that depends on it or on the data filled in.
 
-    With max_minutes the last step stays open, unless max_steps says it.
+    With max_minutes the last step stays open until it is decided.
     """
-    batch = next(batches.epoch(0))
+    check_minutes(config)
+    micro_batch_size = config.micro_batch_size or config.batch_size
+    tokens, targets = next(batches.epoch(0))
+    batch, parts = (tokens[:micro_batch_size], targets[:micro_batch_size]), -(-len(tokens) // micro_batch_size)
     total_steps = config.max_steps or config.epochs * len(batches)
-    machine = choose_machine(config, model, batch, total_steps)
+    machine = choose_machine(config, model, batch, total_steps * parts)
     if config.max_minutes and not config.max_steps and None in (config.warmup_steps, config.eval_every):
-        total_steps = max(1, int(60 * config.max_minutes / (_UPDATE * seconds_of_step(model, batch, machine)[0])))
+        seconds = _UPDATE * parts * seconds_of_step(model, batch, machine)[0]
+        total_steps = max(1, int(60 * config.max_minutes / seconds))
     return machine, resolve(config, total_steps, batches, val_dataset, machine)
 
 
@@ -50,7 +78,6 @@ def resolve(
     return dataclasses.replace(
         config,
         max_steps=total_steps if ends else None,
-        schedule=config.schedule if ends else "wsd",
         decay_steps=config.decay_steps or (max(1, total_steps // 2) if ends and config.schedule == "wsd" else None),
         warmup_steps=min(100, total_steps // 20) if config.warmup_steps is None else config.warmup_steps,
         micro_batch_size=min(config.micro_batch_size or config.batch_size, config.batch_size),

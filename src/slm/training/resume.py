@@ -120,10 +120,8 @@ class Previous:
         if not same_text and not any(name in difference for difference in differences for name in _OF_THE_TEXT):
             differences.append("the text itself, or a tokenizer.json, has changed")
         self._refuse_others(differences)
-        steps, steps_then = (
-            resolved["max_steps"] or 0,
-            self.resolved.get("max_steps", 0),
-        )  # 0: max_minutes leaves it open
+        # max_minutes leaves it open: 0
+        steps, steps_then = resolved["max_steps"] or 0, self.resolved.get("max_steps", 0)
         if steps < steps_then:
             self._refuse_others([f"the run had {steps_then:,} steps, now {steps:,}: it can be longer, not shorter"])
         self._refuse_if_ended(longer=steps > steps_then)

@@ -41,7 +41,7 @@ def checkpoint_of(trainer: Trainer, weights: Mapping[str, Tensor]) -> tuple[dict
         "scaler": trainer.scaler.state_dict(),
         "random": random_state(machine.device),
         "elapsed_seconds": trainer.clock.elapsed_seconds(),
-        "seconds_left": trainer.deadline.left() if trainer.deadline else None,
+        "deadline_seconds": (trainer.deadline.seconds, trainer.deadline.left()) if trainer.deadline else None,
     }
     contents = {MODEL: pack_model(trainer.model, weights, trainer.tokenizer, metrics), STATE: state}
     if best and not trainer.is_best:
@@ -77,7 +77,7 @@ def restore(trainer: Trainer) -> None:
         history.best, history.records = state["best"], folder.records()
         history.resumed_from = trainer.step
         if trainer.deadline:
-            trainer.deadline = Deadline(trainer.deadline.seconds, state["seconds_left"])
+            trainer.deadline = Deadline(*state["deadline_seconds"])
             for record in history.records:
                 if "decay_steps" in record:
                     trainer.take_decision(record)
