@@ -1,11 +1,11 @@
-"""The share of this machine's peak of matrix products that a training step of slm reaches, and the time of its parts.
+"""The share of this machine's peak of matrix products that a training step of slm reaches.
 
     python benchmarks/peak.py [--threads 2] [--seconds 20]
 
 4 layers of 256, windows of 256, batches of 16, vocabulary 8,192. Floating-point operations of a token: 6 for each
 parameter of a matrix that multiplies it and 12 x layers x window x width for attention, as if no pair of positions were
 masked. The peak is the best of several shapes of `a @ b.T`, those of the model among them, in the same precision,
-measured in turn with the steps in the same process. For fp32 the best of torch's own products counts.
+measured in turn with the steps in the same process.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python benchmarks/threads.py [--rounds 3]
 
 Each situation, round and choice is a process of its own: a training of `--seconds` at 4 layers of 128, windows of 64,
-batches of 12, with --threads 1, 2 (or up to all cores) and auto, in turn. Told is the speed of each fixed number, that
-of auto with the time for choosing counted, and the ratio of auto to the best fixed number.
+batches of 12, with --threads 1, 2 (and so on, up to all cores) and auto, in turn. Told is the speed of each fixed
+number, that of auto with the time for choosing counted, and the ratio of auto to the best fixed number.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from common import in_new_process, where
 
 
 def steps_in(seconds: float, threads: int | str, precision: str) -> dict[str, Any]:
-    """The steps of a training of so many seconds, and the threads that it chose."""
+    """The steps of a training of so many seconds, and the seconds that it took."""
     import torch
 
     import slm
@@ -29,7 +29,7 @@ def steps_in(seconds: float, threads: int | str, precision: str) -> dict[str, An
     torch.manual_seed(0)
     config = slm.ModelConfig(vocab_size=65, num_layers=4, max_seq_len=64)
     data = slm.TextDataset(torch.randint(0, 65, (200_000,)), 64)
-    begin, ended = time.perf_counter(), []
+    begin = time.perf_counter()
     history = slm.train_and_evaluate(
         slm.LanguageModel(config),
         data,
@@ -37,7 +37,6 @@ def steps_in(seconds: float, threads: int | str, precision: str) -> dict[str, An
         slm.TrainConfig(
             batch_size=12, max_steps=10**6, eval_every=10**6, threads=threads, precision=precision, device="cpu"
         ),
-        on_log=lambda record: ended.append(time.perf_counter()),
         should_stop=lambda: time.perf_counter() - begin > seconds,
     )
     return {"steps": history.step, "seconds": time.perf_counter() - begin}
@@ -54,7 +53,9 @@ def main() -> None:
         return
     import torch
 
-    counts = [1, torch.get_num_threads()]
+    from slm.training.tuning import thread_counts
+
+    counts = thread_counts(torch.get_num_threads())
     print(where(), flush=True)
     for precision in ("fp32", "auto"):
         for busy in (0, 1):
@@ -63,10 +64,12 @@ def main() -> None:
                 for threads, measured in speeds.items():
                     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
                     task = {"seconds": arguments.seconds, "threads": threads, "precision": precision}
-                    found = in_new_process(__file__, task)
+                    try:
+                        found = in_new_process(__file__, task)
+                    finally:
+                        for other in others:
+                            other.kill()
                     measured.append(found["steps"] / found["seconds"])
-                    for other in others:
-                        other.kill()
             medians = {threads: statistics.median(measured) for threads, measured in speeds.items()}
             best = max(medians[count] for count in counts)
             told = ", ".join(f"{threads}: {speed:.1f}" for threads, speed in medians.items())

@@ -38,7 +38,7 @@ _PROBE_TOKENS = 1024
 _PLANNING_SHARE = 0.03  # of the time, at most, but for steps that take long
 _TRAINING_SHARE = 0.92  # of the time; the rest goes to evaluations
 _MEMORY_SHARE = 0.5
-_AS_GOOD = 1.003
+_AS_GOOD = 1.003  # times the lowest prediction: the smallest model within it is chosen
 _TIMES_A_CPU = {"cuda": 100, "mps": 10}  # about; how much more an accelerator gets done
 
 

@@ -1,4 +1,4 @@
-"""What the steps of a run returned, read where it is there already: an accelerator is never waited for."""
+"""What the steps of a run returned, read one step late, so that an accelerator has it already (in fp16 it may not)."""
 
 from __future__ import annotations
 
