@@ -107,7 +107,7 @@ def test_a_width_that_is_asked_for_gets_as_many_layers_as_the_time_is_good_for()
 def test_the_reasons_name_what_was_asked_for_and_not_what_would_have_been() -> None:
     asked = {"dropout": 0.35, "weight_decay": 0.07, "learning_rate": 0.0123}
     made = make_plan(MODERN, TRAIN, asked, text_tokens=10**6, val_tokens=10**5, seconds=60, device=CPU)
-    for told in ("dropout 0.35", "weight decay 0.07", "a learning rate of 0.012"):
+    for told in ("dropout 0.35", "weight decay 0.07", "a learning rate of 0.012,"):
         assert told in made.why
 
 

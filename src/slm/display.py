@@ -43,9 +43,10 @@ class Display:
             yield _PlainWork(self.print)
 
     def header(self, rows: Mapping[str, str]) -> None:
-        """What was chosen and why."""
+        """What was chosen and why; the lines of a value stand below each other."""
         width = max(map(len, rows))
         for name, value in rows.items():
+            value = value.replace("\n", "\n" + " " * (width + 2))
             self.print(f"{name:<{width}}  {value}")
         self.print("")
 

@@ -111,7 +111,7 @@ def _worries(settings: Settings, data: PreparedData, config: TrainConfig, epochs
                 f"the {part} part has only {len(dataset.tokens)} tokens: its windows are shortened from "
                 f"{settings.model.max_seq_len} to {dataset.window}."
             )
-    if not data.tokenizer or config.max_minutes:  # with minutes a plan has weighed the rest
+    if not data.tokenizer or config.max_steps is None or config.max_minutes:  # with minutes a plan weighed the rest
         return worries
     if config.max_steps < FEW_STEPS:
         worries.append(

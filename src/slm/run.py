@@ -268,7 +268,8 @@ def _train(
     warn(settings, data, config, len(batches))
     if deadline:
         config = dataclasses.replace(config, max_minutes=max(1.0, deadline.left() - _SAMPLE_SECONDS) / 60)
-    with display.live(config.max_steps or 0, deadline.left() if deadline else None) as show:
+    left = previous.seconds_left if previous and previous.checkpoint else deadline.left() if deadline else None
+    with display.live(config.max_steps or 0, left) as show:
         run.history = train_and_evaluate(
             model,
             data.train_dataset,

@@ -265,12 +265,14 @@ def _plan(
         "precision": machine.precision,
     }
     made = {**settings, **asked}
-    tied = ", the output shares the table of embeddings" if made["tie_embeddings"] else ""
-    why = (
-        f"with {chosen.num_layers} layers of {chosen.embed_dim} this machine should see {tokens / 1e6:,.1f} million "
-        f"tokens in the time; smaller learns less from each, larger sees fewer; batches of {made['batch_size']} "
-        f"windows of {chosen.max_seq_len} and a learning rate of {made['learning_rate']:.2g} suit so many; it reads "
-        f"the text {passes:.1f} times: weight decay {made['weight_decay']:.2g}, dropout {made['dropout']:g}{tied}; "
-        f"timed on {machine.why}"
+    tied = ", one table for embeddings and output" if made["tie_embeddings"] else ""
+    lines = (
+        f"{chosen.num_layers} layers of {chosen.embed_dim}, with which this machine should see {tokens / 1e6:,.1f} "
+        "million tokens in the time; smaller learns less from each, larger sees fewer",
+        f"batches of {made['batch_size']} windows of {chosen.max_seq_len} and a learning rate of "
+        f"{made['learning_rate']:.2g}, which suit so many tokens",
+        f"weight decay {made['weight_decay']:.2g}, dropout {made['dropout']:g}{tied}, for the text is read "
+        f"{passes:.1f} times",
+        f"timed on {machine.why}",
     )
-    return Plan(settings, why)
+    return Plan(settings, "\n".join(lines))

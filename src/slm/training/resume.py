@@ -53,6 +53,11 @@ class Previous:
         return int(self.manifest.get("step", 0))
 
     @property
+    def seconds_left(self) -> float | None:
+        """Of a run with max_minutes, when the checkpoint was written."""
+        return self.manifest.get("seconds_left")
+
+    @property
     def best(self) -> str | None:
         """The path of the best weights so far in the checkpoint, None where there are none."""
         step = self.manifest.get("best_step")

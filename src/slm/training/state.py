@@ -50,6 +50,7 @@ def checkpoint_of(trainer: Trainer, weights: Mapping[str, Tensor]) -> tuple[dict
     choices["compile"] = "on" if machine.compile else "off"
     choices["micro_batch_size"] = trainer.micro_batch_size
     about = {"status": trainer.status, "total_steps": trainer.total_steps, "choices": choices}
+    about["seconds_left"] = trainer.deadline.left() if trainer.deadline else None
     return contents, {**about, "best_step": best["step"] if best else None}
 
 
