@@ -13,7 +13,7 @@ import torch
 from conftest import SMALL, make_text
 
 import slm
-from slm import dial
+from slm import dial, display
 from slm.config import UserError
 from slm.settings import layered, read_table
 from slm.training import budget
@@ -235,8 +235,9 @@ def test_nothing_to_read_is_told_as_without_minutes() -> None:
 def test_a_decay_that_becomes_too_slow_is_cut_off(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     passed = iter([False] * 3)
     monkeypatch.setattr(Deadline, "has_passed", property(lambda self: next(passed, True)))
+    monkeypatch.setattr(display, "_CALM_SECONDS", 0.0)
     with pytest.warns(UserWarning, match="time is up: the machine became slower, so step .* is the last"):
-        run = train([text])
+        run = train([text], quiet=False)
     assert run.history is not None
     assert run.history.status == "finished"
     decision = next(record for record in run.history.records if "decay_steps" in record)
@@ -250,3 +251,14 @@ def test_a_run_that_was_cut_off_cannot_be_repeated(tmp_path: Path, monkeypatch: 
     train(tmp_path / "text.txt", model_dir=tmp_path / "run")
     with pytest.raises(UserError, match=r"was cut off at step \d+ of \d+, when its time was up"):
         layered({"repeat": str(tmp_path / "run")}, "keyword")
+
+
+def test_both_displays_show_each_record_of_a_run_that_is_cut_off(capsys: pytest.CaptureFixture[str]) -> None:
+    records = ({"step": 5, "max_steps": 9, "decay_steps": 4}, {"step": 7, "max_steps": 7})
+    with display._terminal(display._Eta(0, 9.0)) as show:
+        for record in records:
+            show(record)
+    plain = display._Plain(display._Eta(0, 9.0), print)
+    for record in records:
+        plain(record)
+    assert capsys.readouterr().out.count("the learning rate falls from here on, for 4 steps") == 2

@@ -204,9 +204,10 @@ class _Plain:
         self.last = -_CALM_SECONDS
 
     def __call__(self, record: Mapping[str, Any]) -> None:
-        if "decay_steps" in record:
+        if "max_steps" in record:
             self.eta.total_steps = record["max_steps"]
-            self.write(_decision_line(record, self.eta))
+            if "decay_steps" in record:  # else the run was cut off, which its end tells
+                self.write(_decision_line(record, self.eta))
             return
         if "val_loss" in record:
             self.write(_evaluation_line(record, self.eta))
@@ -238,10 +239,11 @@ def _terminal(eta: _Eta) -> Iterator[Callable[[Mapping[str, Any]], None]]:
         task = progress.add_task("", total=eta.total_steps or None, told="")
 
         def show(record: Mapping[str, Any]) -> None:
-            if "decay_steps" in record:
+            if "max_steps" in record:
                 eta.total_steps = record["max_steps"]
                 progress.update(task, total=eta.total_steps)
-                progress.console.print(_decision_line(record, eta), markup=False)
+                if "decay_steps" in record:
+                    progress.console.print(_decision_line(record, eta), markup=False)
             elif "val_loss" in record:
                 progress.console.print(_evaluation_line(record, eta), markup=False)
             else:

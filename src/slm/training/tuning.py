@@ -10,8 +10,8 @@ import math
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple, cast
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -161,17 +161,18 @@ def compiled(with_loss: nn.Module, batch: tuple[Tensor, Tensor], machine: Machin
             with machine.autocast():
                 loss = module.train()(*machine.take(*batch))
             loss.backward()
+        # A shape that comes later, such as that of an evaluation, may fail, too: it then runs without.
+        later: AbstractContextManager[Any] = torch._dynamo.config.patch(suppress_errors=True)
     except Exception as error:  # whatever a compiler may find wrong
         warnings.warn(
             f"torch.compile failed ({' '.join(str(error).split()):.200}): training goes on without it.", stacklevel=2
         )
         _restore(blocks)
-        module = with_loss
+        module, later = with_loss, nullcontext()
     with_loss.zero_grad(set_to_none=True)
     with_loss.train(training)
     try:
-        # A shape that comes later, such as that of an evaluation, may fail, too: it then runs without.
-        with torch._dynamo.config.patch(suppress_errors=True):
+        with later:
             yield module
     finally:
         _restore(blocks)
