@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from slm.config import ModelConfig, TrainConfig
+from slm.model.loss import rows_at_once
 from slm.model.transformer import LanguageModel
 from slm.training import budget
 from slm.training.budget import (
@@ -107,8 +108,13 @@ def test_a_width_that_is_asked_for_gets_as_many_layers_as_the_time_is_good_for()
 def test_the_reasons_name_what_was_asked_for_and_not_what_would_have_been() -> None:
     asked = {"dropout": 0.35, "weight_decay": 0.07, "learning_rate": 0.0123}
     made = make_plan(MODERN, TRAIN, asked, text_tokens=10**6, val_tokens=10**5, seconds=60, device=CPU)
-    for told in ("dropout 0.35", "weight decay 0.07", "a learning rate of 0.012,"):
+    for told in ("dropout 0.35 (yours)", "weight decay 0.07 (yours)", "learning rate 0.012 (yours)"):
         assert told in made.why
+    assert made.why.count("(yours)") == len(asked)
+    assert "smaller learns less" in made.why
+    sizes = {"num_layers": 1, "embed_dim": MODERN.embed_dim}
+    fixed = make_plan(MODERN, TRAIN, sizes, text_tokens=10**6, val_tokens=10**5, seconds=60, device=CPU)
+    assert fixed.why.startswith(f"1 layer (yours) of {MODERN.embed_dim} (yours)\n")
 
 
 def test_a_plan_without_time_left_is_made_all_the_same() -> None:
@@ -158,7 +164,27 @@ def test_sizes_that_are_asked_for_are_kept_and_the_rest_fits_them(asked: dict[st
 
 
 def test_all_that_is_planned_can_be_kept_for_going_on() -> None:
-    assert set(plan()) <= set(PLANNED)
+    measured = {"threads", "precision"}  # which a run takes over where its machine is the same
+    assert set(plan()) - measured <= set(PLANNED)
+    assert not measured & set(PLANNED)
+
+
+def test_a_batch_that_is_asked_for_is_taken_whole_where_memory_allows() -> None:
+    assert plan(30.0, batch_size=500)["micro_batch_size"] == 500
+
+
+def test_the_planned_peak_is_never_below_the_lowest_rate_that_is_asked_for() -> None:
+    train = dataclasses.replace(TRAIN, optimizer="adamw", learning_rate=0.1, min_learning_rate=0.05)
+    made = make_plan(MODERN, train, {"min_learning_rate": 0.05}, text_tokens=10**6, val_tokens=10**5, seconds=60,
+                     device=CPU)  # fmt: skip
+    assert made.settings["learning_rate"] == 0.05
+
+
+def test_the_estimate_of_memory_counts_the_pieces_in_which_each_device_makes_logits() -> None:
+    config = dataclasses.replace(MODERN, vocab_size=200_000)
+    cpu, gpu = (estimate_memory(config, 64, 256, device) for device in (CPU, torch.device("cuda", 0)))
+    rows = rows_at_once(200_000, torch.device("cuda", 0))
+    assert gpu - cpu == 4 * 4 * 200_000 * (rows - rows_at_once(200_000, CPU)) > 0
 
 
 def test_the_plan_fits_into_half_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +192,7 @@ def test_the_plan_fits_into_half_the_memory(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(budget, "memory_of", lambda device: 300 * 10**6)
     tight = plan(86400, 10**10)
     sizes = dataclasses.replace(MODERN, **{name: value for name, value in tight.items() if hasattr(MODERN, name)})
-    assert estimate_memory(sizes, tight["micro_batch_size"], sizes.max_seq_len) <= 150 * 10**6
+    assert estimate_memory(sizes, tight["micro_batch_size"], sizes.max_seq_len, CPU) <= 150 * 10**6
     assert parameters_of(tight) < parameters_of(free)
     assert tight["micro_batch_size"] < tight["batch_size"]
 

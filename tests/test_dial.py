@@ -15,12 +15,15 @@ from conftest import SMALL, make_text
 import slm
 from slm import dial, display
 from slm.config import UserError
+from slm.data import splits
 from slm.settings import layered, read_table
-from slm.training import budget
+from slm.training import budget, plan
 from slm.training.deadline import Deadline
+from slm.training.device import Machine
 
 # A busy machine may cut a run off, and short runs are warned of.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+CPU = torch.device("cpu")
 MINUTES = 0.06
 FIXED = {name: SMALL[name] for name in ("tokenizer", "device", "precision", "threads", "quiet")}
 
@@ -130,6 +133,25 @@ def test_a_run_that_was_stopped_goes_on_with_its_plan_and_the_time_that_is_left(
     assert planned == {name: second.resolved[name] for name in planned}
 
 
+def test_a_run_that_goes_on_in_its_decay_tells_how_many_steps_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text(make_text(400))
+    decisions: list[Any] = []
+
+    def on_log(record: Any) -> None:
+        decisions.extend([record] if "decay_steps" in record else [])
+
+    settings = {"model_dir": tmp_path / "run", "log_every": 1}
+    train(tmp_path / "text.txt", on_log=on_log, should_stop=lambda: bool(decisions), **settings)
+    monkeypatch.setattr(display, "_CALM_SECONDS", 0.0)
+    capsys.readouterr()
+    train(tmp_path / "text.txt", quiet=False, **settings)
+    steps = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ") and " loss " in line]
+    assert steps
+    assert all(f"/{decisions[0]['max_steps']} " in line for line in steps)
+
+
 def test_a_run_that_is_repeated_ends_with_the_same_weights(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(make_text(400))
     first = train(tmp_path / "text.txt", model_dir=tmp_path / "run")
@@ -181,8 +203,11 @@ def test_too_few_minutes_and_schedules_that_need_an_end_are_refused(text: str) -
             train([text], schedule=schedule)
     with pytest.raises(UserError, match="decay_steps = 5: with max_minutes the decay has the steps that fit"):
         train([text], decay_steps=5)
-    with pytest.raises(UserError, match=r"max_steps = 5 and max_minutes = 0\.06 both say when training ends"):
-        train([text], max_steps=5)
+    for settings in ({}, {"decay_steps": 2}):
+        with pytest.raises(UserError, match="max_steps and max_minutes both say when training ends"):
+            train([text], max_steps=5, **settings)
+    with pytest.raises(UserError, match="patience = 3 would end the run before its decay"):
+        train([text], patience=3)
     with pytest.raises(UserError, match="epochs and max_minutes both say when training ends"):
         train([text], epochs=2)
 
@@ -197,15 +222,44 @@ def test_what_is_refused_leaves_no_folder_behind(text: str, tmp_path: Path) -> N
 def test_the_same_is_refused_where_the_loop_is_called_from_python() -> None:
     model = slm.LanguageModel(slm.ModelConfig(vocab_size=5, embed_dim=4, num_heads=1))
     dataset = slm.TextDataset(list(range(5)) * 40, max_seq_len=8)
-    for settings, told in (({}, "schedule = 'linear'"), ({"schedule": "wsd", "max_steps": 3}, "max_steps = 3")):
+    for settings, told in (({}, "schedule = 'linear'"), ({"schedule": "wsd", "max_steps": 3}, "max_steps and max")):
         with pytest.raises(UserError, match=told):
             slm.train_and_evaluate(model, dataset, dataset, slm.TrainConfig(max_minutes=0.01, **settings))
+
+
+def test_a_model_is_on_its_device_before_its_steps_are_timed(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[set[str]] = []
+
+    def timed(config: Any, model: torch.nn.Module, *_: Any, **__: Any) -> Machine:
+        seen.append({parameter.device.type for parameter in model.parameters()})
+        return Machine(CPU, "fp32", 1, "")
+
+    monkeypatch.setattr(plan, "choose_device", lambda name: (torch.device("meta"), ""))
+    monkeypatch.setattr(plan, "choose_machine", timed)
+    slm.train([text], **SMALL, plan_only=True)
+    assert seen == [{"meta"}]
 
 
 @pytest.mark.parametrize("asked", [{"num_kv_heads": 3}, {"num_kv_heads": 2, "num_layers": 1}, {"embed_dim": 48}])
 def test_sizes_that_are_asked_for_alone_find_others_that_fit(text: str, asked: dict[str, int]) -> None:
     resolved = train([text], plan_only=True, **asked).resolved
     assert {name: resolved[name] for name in asked} == asked
+
+
+def test_what_evaluations_read_at_most_is_the_same_when_a_run_is_gone_on_with(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr(splits, "EVALUATED_TOKENS", 50)
+    settings = layered({**FIXED, "val_tokens": 10**6}, "keyword")
+    _, _, data, _ = dial.read_and_plan(settings, [text], None, display.Display(quiet=True), None, None, CPU)
+    assert data.val_dataset.num_targets > 50
+    assert data.val_dataset.max_targets == data.in_windows_of(16, 10**6).val_dataset.max_targets == 50
+
+
+def test_the_vocabulary_of_texts_of_unknown_number_is_chosen_by_the_time(text: str) -> None:
+    settings = {name: value for name, value in FIXED.items() if name != "tokenizer"}
+    run = slm.train(iter([text] * 3), **settings, max_minutes=MINUTES, plan_only=True)
+    assert run.resolved["vocab_size"] <= budget.vocabulary_for(10**12, 60 * MINUTES, CPU)
 
 
 def test_token_ids_and_prepared_data_are_planned_for(tmp_path: Path, text: str) -> None:

@@ -343,7 +343,7 @@ def test_the_memory_estimate_is_near_what_a_step_keeps(text: str) -> None:
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     activations = sum(size for pointer, size in saved.items() if pointer not in weights)
     counted = 4 * 5 * config.num_parameters + activations
-    assert 0.9 <= device_module.estimate_memory(config, 16, 32) / counted <= 2.5
+    assert 0.9 <= device_module.estimate_memory(config, 16, 32, torch.device("cpu")) / counted <= 2.5
 
 
 @pytest.mark.filterwarnings("ignore:only 3 steps")

@@ -196,9 +196,15 @@ def test_timing_ends_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> N
 def test_hopeless_choices_are_not_timed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = made_up(monkeypatch, {ONE: lambda _: 1.0, TWO: lambda _: 1.9, FOUR: lambda _: 2.0, HALF: lambda _: 9.0})
     seconds = time_steps(Picky(), make_batch(), [FOUR, ONE, HALF, TWO], math.inf)
-    assert seconds == pytest.approx({ONE: 1.0, TWO: 1.9})
+    assert seconds == pytest.approx({ONE: 1.0, TWO: 1.9, FOUR: 2.0, HALF: 9.0})
     assert {choice: calls.count(choice) for choice in (FOUR, HALF)} == {FOUR: 2, HALF: 2}
     assert calls.count(TWO) == tuning._ROUNDS + 1
+
+
+def test_what_is_hopeless_stays_so_when_the_machine_slows_down_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    made_up(monkeypatch, {ONE: lambda _: 3.0, HALF: lambda n: 1.0 if n < 3 else 5.0})
+    seconds = time_steps(Picky(), make_batch(), [ONE, HALF], math.inf)
+    assert choose(seconds) == (HALF, "bf16 is 3.0 times as fast as fp32 here")
 
 
 def test_a_choice_that_was_disturbed_once_is_not_hopeless(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -366,7 +366,7 @@ class RunOptions(Checked):
         "Read all the data again and compare it with what is prepared; else sizes and dates tell.",
         group="output",
     )
-    plan_only: bool = setting(False, "Print what would be done, and why, and stop.", group="output", everyday=True)
+    plan_only: bool = setting(False, "Print what a new run would do, and why, and stop.", group="output", everyday=True)
     quiet: bool = setting(False, "Print only warnings and errors.", group="output", everyday=True)
 
 

@@ -15,6 +15,7 @@ from slm.settings import Settings
 from slm.training.budget import PLANNED, make_plan, vocabulary_for
 from slm.training.deadline import Deadline
 from slm.training.device import seeded
+from slm.training.plan import check_minutes
 from slm.training.resume import Previous
 
 SHORTEST_MINUTES = 0.5
@@ -50,15 +51,29 @@ def read_and_plan(
     return settings, model, data, why
 
 
+def minutes_of(settings: Settings) -> float | None:
+    """The minutes that a run may take; None for one that ends at a step, such as the repetition of one with minutes.
+
+    Raises UserError where somebody asks for another end, too, or for what does not go with minutes.
+    """
+    check_minutes(settings.train)
+    minutes, steps = settings.train.max_minutes, settings.train.max_steps
+    of_a_run = steps is not None and settings.origins["max_steps"] not in ("flag", "keyword")
+    if minutes is None or of_a_run:
+        return None
+    for name in ("epochs", "max_steps"):
+        if name in settings.asked():
+            raise UserError(f"{name} and max_minutes both say when training ends: set one of them.")
+    return minutes
+
+
 def plan_text(settings: Settings, given: Any, seconds: float, device: torch.device) -> dict[str, Any]:
     """The settings that must be known before the text is read: the vocabulary.
 
-    Raises UserError for too few seconds, and for epochs that are asked for, too.
+    Raises UserError for too few seconds.
     """
     if seconds < 60 * SHORTEST_MINUTES:
         raise UserError(f"max_minutes = {seconds / 60:g}: must be at least {SHORTEST_MINUTES}, to plan and to train.")
-    if "epochs" in settings.asked():
-        raise UserError("epochs and max_minutes both say when training ends: set one of them.")
     num_bytes = bytes_of_text(settings.data, given)
     return {} if num_bytes is None else {"vocab_size": vocabulary_for(num_bytes, seconds, device)}
 

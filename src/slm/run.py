@@ -18,7 +18,7 @@ from slm.data.batches import Batches, stream_seed
 from slm.data.prepare import absolute
 from slm.data.splits import PreparedData
 from slm.data.tokenizer import Tokenizer
-from slm.dial import planned_of, read_and_plan
+from slm.dial import minutes_of, planned_of, read_and_plan
 from slm.display import Display
 from slm.header import header, warn
 from slm.model.generation import stream_tokens
@@ -30,7 +30,7 @@ from slm.training.device import check_memory, choose_device, seeded
 from slm.training.history import History, Record
 from slm.training.loop import train_and_evaluate
 from slm.training.packing import pack_model, unpack_model, versions
-from slm.training.plan import check_minutes, settle
+from slm.training.plan import settle
 from slm.training.resume import MODEL
 from slm.training.saving import RunFolder
 
@@ -198,8 +198,7 @@ def train_run(
 ) -> Run:
     """The run that resolved settings describe: what both `train` and `slm-train` call."""
     options, display = settings.options, Display(quiet=settings.options.quiet)
-    check_minutes(settings.train)
-    minutes = settings.train.max_minutes if settings.train.max_steps is None else None
+    minutes = minutes_of(settings)
     deadline = Deadline(60 * minutes) if minutes else None
     if options.model_dir is None or options.plan_only:
         if options.resume == "must" and options.model_dir is None:
@@ -258,6 +257,7 @@ def _train(
     run.source_bits_per_byte = data.source_bits_per_byte
     if settings.options.plan_only:
         display.header(rows)
+        warn(settings, data, config, len(batches))
         return run
     if folder:
         folder.check(resolved, made_with)
@@ -269,7 +269,8 @@ def _train(
     if deadline:
         config = dataclasses.replace(config, max_minutes=max(1.0, deadline.left() - _SAMPLE_SECONDS) / 60)
     left = previous.seconds_left if previous and previous.checkpoint else deadline.left() if deadline else None
-    with display.live(config.max_steps or 0, left) as show:
+    total_steps = config.max_steps or (previous.manifest.get("total_steps", 0) if previous else 0)
+    with display.live(total_steps, left) as show:
         run.history = train_and_evaluate(
             model,
             data.train_dataset,

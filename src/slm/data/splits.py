@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -49,9 +50,10 @@ class PreparedData:
 
     def in_windows_of(self, max_seq_len: int, val_tokens: int) -> PreparedData:
         """The same tokens in windows of another length, of which evaluations read at most val_tokens."""
+        most_targets = min(val_tokens, EVALUATED_TOKENS)
         train, val = (
             TextDataset(dataset.tokens, max_seq_len, start_id=dataset.start_id, max_targets=most)
-            for dataset, most in ((self.train_dataset, None), (self.val_dataset, val_tokens))
+            for dataset, most in ((self.train_dataset, None), (self.val_dataset, most_targets))
         )
         return replace(self, train_dataset=train, val_dataset=val)
 
@@ -98,11 +100,13 @@ def load_data(
     return _from_text(config, None, val_given, vocab_size, max_seq_len, recheck, on_progress)
 
 
-def bytes_of_text(config: DataConfig, given: Any) -> int | None:
-    """About the size of the text, known before it is read; None where it is not, or where there is no text."""
+def bytes_of_text(config: DataConfig, given: Any) -> float | None:
+    """About the size of the text before it is read, infinite where that is unknown; None where there is no text."""
+    if isinstance(given, Iterator):
+        return math.inf
     if given is not None:
-        sized = not isinstance(given, Iterator) and all(isinstance(one, str) for one in given)
-        return sum(map(len, given)) if sized else None
+        ids = not isinstance(given, Iterable) or getattr(given, "ndim", 1) != 1 or isinstance(given, Tensor)
+        return None if ids or not all(isinstance(one, str) for one in given) else sum(map(len, given))
     if config.data in (None, ("dummy",)) or _is_prepared(config.data) or _token_files(config.data):
         return None
     corpus = read_corpus(config.data or (), text_field=config.text_field, split_documents_on=config.split_documents_on)
@@ -183,8 +187,7 @@ def _prepared_folder(
     on_progress: Progress,
 ) -> Prepared | None:
     """What slm-prepare left in the one folder or URL that is named; None where that is something else."""
-    name = names[0]
-    if len(names) > 1 or name.partition(":")[0] in BUILT_IN or not listing.is_folder(name):
+    if (name := _one_folder(names)) is None:
         return None
     manifest = read_manifest(name)
     if manifest is None:
@@ -254,10 +257,14 @@ def _val_rows(config: DataConfig, val_given: Any, on_progress: Progress) -> Toke
 
 def _is_prepared(names: tuple[str, ...]) -> bool:
     """True for the one folder or URL of a preparation, finished or not."""
-    name = names[0]
-    if len(names) > 1 or name.partition(":")[0] in BUILT_IN or not listing.is_folder(name):
-        return False
-    return bool(read_mark(name)) or read_manifest(name) is not None
+    name = _one_folder(names)
+    return name is not None and (bool(read_mark(name)) or read_manifest(name) is not None)
+
+
+def _one_folder(names: tuple[str, ...]) -> str | None:
+    """The one folder or URL that is named; None where that is something else."""
+    is_one = len(names) == 1 and names[0].partition(":")[0] not in BUILT_IN and listing.is_folder(names[0])
+    return names[0] if is_one else None
 
 
 def _token_files(names: tuple[str, ...]) -> list[listing.FileInfo]:

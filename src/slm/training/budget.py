@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from slm.config import ModelConfig, TrainConfig
+from slm.data.counts import many
 from slm.model.transformer import LanguageModel
 from slm.training.device import Machine, choose_machine, estimate_memory, memory_of
 from slm.training.optimizer import make_optimizer
@@ -31,7 +32,7 @@ PARAMETERS_PER_TOKEN = 20.0  # a guard for tiny texts: parameters beyond so many
 WIDTHS = (64, 96, 128, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
 PLANNED = (
     "embed_dim", "num_heads", "num_layers", "hidden_dim", "max_seq_len", "vocab_size", "tie_embeddings", "dropout",
-    "weight_decay", "batch_size", "micro_batch_size", "learning_rate", "schedule", "val_tokens", "threads", "precision",
+    "weight_decay", "batch_size", "micro_batch_size", "learning_rate", "schedule", "val_tokens",
 )  # fmt: skip
 _EVERY = 3  # of so many widths one is timed
 _PROBE_TOKENS = 1024
@@ -141,7 +142,7 @@ def make_plan(
     model = _kept(model, {"max_seq_len": context_for(seconds)}, asked)
     candidates, memory = _candidates(model, asked), memory_of(device)
     if memory:
-        fitting = [c for c in candidates if estimate_memory(c, 1, c.max_seq_len) <= _MEMORY_SHARE * memory]
+        fitting = [c for c in candidates if estimate_memory(c, 1, c.max_seq_len, device) <= _MEMORY_SHARE * memory]
         candidates = fitting or candidates[:1]
     # A model of middle size tells threads and precision; both are kept for the one that is chosen.
     middle = candidates[min(3, len(candidates) - 1)]
@@ -245,34 +246,44 @@ def _plan(
     machine: Machine,
     memory: int | None,
 ) -> Plan:
-    passes = tokens / text_tokens
-    batch_size = max(1, round(batch_tokens_for(tokens) / chosen.max_seq_len))
+    batch_size = asked.get("batch_size") or max(1, round(batch_tokens_for(tokens) / chosen.max_seq_len))
     micro_batch_size = batch_size
     while micro_batch_size > 1 and memory:
-        if estimate_memory(chosen, micro_batch_size, chosen.max_seq_len) <= _MEMORY_SHARE * memory:
+        if estimate_memory(chosen, micro_batch_size, chosen.max_seq_len, machine.device) <= _MEMORY_SHARE * memory:
             break
         micro_batch_size = -(-micro_batch_size // 2)
     settings = {
         **{name: getattr(chosen, name) for name in ("embed_dim", "num_heads", "num_layers", "hidden_dim")},
         "max_seq_len": chosen.max_seq_len,
-        **regularization_for(passes),
+        **regularization_for(tokens / text_tokens),
         "batch_size": batch_size,
         "micro_batch_size": micro_batch_size,
-        "learning_rate": learning_rate_for(tokens, train.optimizer),
+        "learning_rate": max(learning_rate_for(tokens, train.optimizer), train.min_learning_rate),
         "schedule": "wsd",
         "val_tokens": max(20_000, min(val_tokens, int(0.05 * tokens))),
         "threads": machine.threads,
         "precision": machine.precision,
     }
-    made = {**settings, **asked}
+    return Plan(settings, _reasons({**settings, **asked}, asked, tokens, tokens / text_tokens, machine))
+
+
+def _reasons(made: Mapping[str, Any], asked: Mapping[str, Any], tokens: float, passes: float, machine: Machine) -> str:
+    """Why the settings are what they are, line by line; what was asked for is told as such."""
+
+    def told(name: str, format: str = "") -> str:
+        return f"{made[name]:{format}}{' (yours)' * (name in asked)}"
+
+    sizes = f"{many(made['num_layers'], 'layer')}{' (yours)' * ('num_layers' in asked)} of {told('embed_dim')}"
+    if not {"num_layers", "embed_dim"} <= set(asked):
+        sizes += ": smaller learns less from each token, larger sees fewer"
     tied = ", one table for embeddings and output" if made["tie_embeddings"] else ""
     lines = (
-        f"{chosen.num_layers} layers of {chosen.embed_dim}, with which this machine should see {tokens / 1e6:,.1f} "
-        "million tokens in the time; smaller learns less from each, larger sees fewer",
-        f"batches of {made['batch_size']} windows of {chosen.max_seq_len} and a learning rate of "
-        f"{made['learning_rate']:.2g}, which suit so many tokens",
-        f"weight decay {made['weight_decay']:.2g}, dropout {made['dropout']:g}{tied}, for the text is read "
+        sizes,
+        f"batches of {told('batch_size')} windows of {told('max_seq_len')}, learning rate "
+        f"{told('learning_rate', '.2g')}, for the {tokens / 1e6:,.1f} million tokens that this machine should see in "
+        "the time",
+        f"weight decay {told('weight_decay', '.2g')}, dropout {told('dropout', 'g')}{tied}, for the text is read "
         f"{passes:.1f} times",
         f"timed on {machine.why}",
     )
-    return Plan(settings, "\n".join(lines))
+    return "\n".join(lines)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from slm.config import ModelConfig, TrainConfig, UserError
 from slm.model.functions import MOST_POSITIONS
-from slm.model.loss import MOST_LOGITS
+from slm.model.loss import MOST_LOGITS, rows_at_once
 from slm.training.tuning import SECONDS, Choice, choose, seconds_of_step, thread_counts, time_steps
 
 _WORTH_COMPILING_SECONDS = 600.0  # a minute or two for compiling, which gains 10 to 40 %
@@ -204,7 +204,7 @@ def _precision_of_gpu(name: str, device: torch.device) -> tuple[str, str]:
     return "fp16", " with loss scaling (this GPU has no native bf16)"
 
 
-def estimate_memory(model: ModelConfig, micro_batch_size: int, batch_positions: int) -> int:
+def estimate_memory(model: ModelConfig, micro_batch_size: int, batch_positions: int, device: torch.device) -> int:
     """About how many bytes training takes: weights, gradients, AdamW's two moments, the best weights, activations.
 
     batch_positions is T, the length of a window. The numbers kept for the backward pass were counted in the model's
@@ -214,7 +214,8 @@ def estimate_memory(model: ModelConfig, micro_batch_size: int, batch_positions: 
     # Attention keeps a weight for each pair of positions where that is faster (model/functions.py).
     per_layer = 10 * model.embed_dim + 4 * model.hidden_dim + model.num_heads * min(batch_positions, MOST_POSITIONS)
     activations = positions * (model.num_layers * per_layer + 4 * model.embed_dim)
-    activations += 4 * min(positions * model.vocab_size, MOST_LOGITS) + model.vocab_size * model.embed_dim
+    rows = min(positions, max(rows_at_once(model.vocab_size, device), MOST_LOGITS // model.vocab_size))
+    activations += 4 * rows * model.vocab_size + model.vocab_size * model.embed_dim
     if model.document_start is not None:  # each layer keeps its mask
         activations += model.num_layers * positions * batch_positions
     angles = 2 * model.num_layers * model.max_seq_len * model.head_dim if model.positions == "rope" else 0
@@ -231,10 +232,10 @@ def memory_of(device: torch.device) -> int | None:
 
 def check_memory(model: ModelConfig, micro_batch_size: int, batch_positions: int, device: torch.device) -> int:
     """The estimate of training's memory in bytes; raises UserError where it is more than the machine has."""
-    needed, there = estimate_memory(model, micro_batch_size, batch_positions), memory_of(device)
+    needed, there = estimate_memory(model, micro_batch_size, batch_positions, device), memory_of(device)
     if there is None or needed <= there:
         return needed
-    without_batch = estimate_memory(model, 0, batch_positions)
+    without_batch = estimate_memory(model, 0, batch_positions, device)
     advice = (
         f"Lower --micro_batch_size (now {micro_batch_size}; the result stays the same) or --max_seq_len"
         if without_batch < there / 2 and micro_batch_size > 1

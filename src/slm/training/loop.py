@@ -22,7 +22,7 @@ from slm.metrics.evaluate import evaluate, evaluation_batch_size
 from slm.model.loss import WithLoss
 from slm.training.clock import Clock, SpeedWatch
 from slm.training.deadline import Deadline
-from slm.training.device import Machine, choose_device, seeded
+from slm.training.device import Machine, seeded
 from slm.training.history import History as History
 from slm.training.history import Record as Record
 from slm.training.optimizer import learning_rate_at, make_optimizer
@@ -69,7 +69,6 @@ def train_and_evaluate(
         if folder and not folder.begun:
             folder.check_early(asked)
             config = folder.take_over(config)
-        model.to(choose_device(config.device)[0])
         machine, config = settle(config, model, batches, val_dataset)
         if folder and not folder.begun:
             resolved, data = dataclasses.asdict(config), fingerprint(train_dataset, val_dataset)

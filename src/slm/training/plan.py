@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from slm.config import IGNORE_INDEX, TrainConfig, UserError
 from slm.data.batches import Batches, in_order
 from slm.data.dataset import TextDataset
-from slm.training.device import Machine, choose_machine
+from slm.training.device import Machine, choose_device, choose_machine
 from slm.training.tuning import seconds_of_step
 
 EVALUATIONS = 20  # in a run, about
@@ -29,10 +29,7 @@ def check_minutes(config: TrainConfig) -> None:
     if config.max_minutes is None or (config.max_steps and config.decay_steps):
         return
     if config.max_steps is not None:
-        raise UserError(
-            f"max_steps = {config.max_steps} and max_minutes = {config.max_minutes:g} both say when training ends: set "
-            "one of them."
-        )
+        raise UserError("max_steps and max_minutes both say when training ends: set one of them.")
     if config.schedule != "wsd":
         raise UserError(
             f"schedule = {config.schedule!r} needs to know its last step from the beginning, which max_minutes does "
@@ -43,6 +40,11 @@ def check_minutes(config: TrainConfig) -> None:
             f"decay_steps = {config.decay_steps}: with max_minutes the decay has the steps that fit into the time. "
             "Leave it out, or set max_steps in place of max_minutes."
         )
+    if config.patience is not None:
+        raise UserError(
+            f"patience = {config.patience} would end the run before its decay, in which it learns most. With "
+            "max_minutes leave it out: the best weights are kept anyway."
+        )
 
 
 def settle(
@@ -50,9 +52,11 @@ def settle(
 ) -> tuple[Machine, TrainConfig]:
     """The machine, and the settings with every default that depends on it or on the data filled in.
 
-    With max_minutes the last step stays open until it is decided.
+    The model is moved to the machine's device, where its steps are timed. With max_minutes the last step stays open
+    until it is decided.
     """
     check_minutes(config)
+    model.to(choose_device(config.device)[0])
     micro_batch_size = config.micro_batch_size or config.batch_size
     tokens, targets = next(batches.epoch(0))
     batch, parts = (tokens[:micro_batch_size], targets[:micro_batch_size]), -(-len(tokens) // micro_batch_size)

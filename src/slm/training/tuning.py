@@ -51,12 +51,14 @@ def time_steps(
 
     batch: tokens and targets (B, T), of which as many windows are taken as a quick step allows. Choices take turns, so
     that a machine that gets busy slows all. The mean, not the best: what disturbs a step now will disturb later ones.
+    What is hopelessly slow is not timed again, and told as so many times the fastest mean as it took then.
     """
     rows = max(1, _POSITIONS // batch[0].size(1))
     tokens, targets = batch[0][:rows], batch[1][:rows]
     with_loss, was_training, before = WithLoss(model), model.training, torch.get_num_threads()
     with_loss.eval()  # draws no dropout
     seconds: dict[Choice, list[float]] = {choice: [] for choice in choices}
+    hopeless: dict[Choice, float] = {}  # times the fastest
     began = time.perf_counter()
     try:
         for round in range(_ROUNDS + 1):
@@ -68,14 +70,17 @@ def time_steps(
                     seconds[choice].append(taken)
             if round:
                 fastest = min(min(times) for times in seconds.values())
-                seconds = {choice: times for choice, times in seconds.items() if min(times) < _HOPELESS * fastest}
+                slower = {choice: min(times) / fastest for choice, times in seconds.items()}
+                hopeless |= {choice: ratio for choice, ratio in slower.items() if ratio >= _HOPELESS}
+                seconds = {choice: times for choice, times in seconds.items() if choice not in hopeless}
             if (round and time.perf_counter() - began > seconds_in_all) or len(seconds) < 2:
                 break
     finally:
         torch.set_num_threads(before)
         with_loss.train(was_training)
         with_loss.zero_grad(set_to_none=True)
-    return {choice: sum(times) / max(len(times), 1) for choice, times in seconds.items()}
+    means = {choice: sum(times) / max(len(times), 1) for choice, times in seconds.items()}
+    return means | {choice: ratio * min(means.values()) for choice, ratio in hopeless.items()}
 
 
 def _seconds_of_step(with_loss: WithLoss, tokens: Tensor, targets: Tensor, choice: Choice) -> float | None:
