@@ -1,13 +1,14 @@
 """How near --max_minutes comes to the best of six sizes by hand that get the same minutes, and whether it is on time.
 
-    python benchmarks/dial.py --data_dir DIR [--minutes 1 3] [--seeds 1 2 3] [--only NAME ...] [--jobs 1] [--grid none]
-                              [--results dial.jsonl]
+    python benchmarks/dial.py --data_dir DIR [--minutes 1 3] [--seeds 1 2 3] [--only NAME ...] [--jobs 1]
+                              [--grid "4 x 128" "4 x 256" ...] [--results dial.jsonl]
 
 DIR holds tinyshakespeare.txt. Corpora: tiny Shakespeare, and the built-in 'stories' and 'python'. Six sizes by hand get
 the same minutes with all else planned, in turn with the plan's own size; each run is a process of its own. Bits per
 byte are over up to 200,000 tokens of the validation split, with the weights that the run kept. Seconds are those of
 slm.train, all of it, without the imports. With the first seed all sizes run; with the others only those that it did
-not leave CLEARLY_WORSE than its best. --jobs 2 runs two at once, each on a core of its own, with one thread.
+not leave CLEARLY_WORSE than its best; --grid names fewer sizes, or none. --jobs 2 runs two at once, each on a core of
+its own, with one thread.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, nargs="+", default=[1, 3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--only", nargs="+", choices=["shakespeare", "stories", "python"])
-    parser.add_argument("--grid", choices=["all", "none"], default="all")
+    parser.add_argument("--grid", nargs="*", choices=list(GRID), default=list(GRID))
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--results", type=Path, help="file that keeps what was measured, to go on from")
     parser.add_argument("--task", help=argparse.SUPPRESS)
@@ -102,7 +103,7 @@ def main() -> None:
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for minutes in arguments.minutes:
             for corpus in arguments.only or corpora:
-                names = ["plan", *(GRID if arguments.grid == "all" else ())]
+                names = ["plan", *arguments.grid]
                 found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
                 for seed in arguments.seeds:
                     best = min((one[0]["bits_per_byte"] for one in found.values() if one), default=0.0)

@@ -147,7 +147,7 @@ def test_without_time_left_one_step_ends_the_decay(clock: FakeClock, reserve: fl
     assert decision(clock, deadline, 1.0, reserve, first=21) == (21, 1)
 
 
-@pytest.mark.parametrize("seconds", [10.0, 1000.0])
+@pytest.mark.parametrize("seconds", [30.0, 1000.0])
 def test_a_run_is_late_only_after_what_is_allowed(clock: FakeClock, seconds: float) -> None:
     deadline, allowed = Deadline(seconds), allowed_of(seconds)
     assert 0 < allowed <= seconds / 10
@@ -156,6 +156,15 @@ def test_a_run_is_late_only_after_what_is_allowed(clock: FakeClock, seconds: flo
     clock.now += 0.99 * allowed
     assert not deadline.has_passed
     clock.now += 0.02 * allowed
+    assert deadline.has_passed
+
+
+def test_the_evaluation_at_the_end_is_not_to_make_a_run_late(clock: FakeClock) -> None:
+    deadline = Deadline(100)
+    deadline.evaluated(20)
+    clock.now += 79 + allowed_of(100)
+    assert not deadline.has_passed
+    clock.now += 2
     assert deadline.has_passed
 
 

@@ -6,7 +6,7 @@ import time
 
 DECAY_SHARE = 0.6  # of the training time
 _MARKS = 50
-_LATE, _LATE_SECONDS = 0.02, 1.0  # of the time asked, or so many, after which a decay that became slow is cut off
+_LATE, _LATE_SECONDS = 0.03, 1.5  # of the time asked, or so many, after which a decay that became slow is cut off
 
 
 class Deadline:
@@ -26,8 +26,8 @@ class Deadline:
 
     @property
     def has_passed(self) -> bool:
-        """True when the run is late."""
-        return self.left() < -max(_LATE * self.seconds, _LATE_SECONDS)
+        """True when the run will be late, with the evaluation that is still to come."""
+        return self.left() - (self._evaluation or 0.0) < -max(_LATE * self.seconds, _LATE_SECONDS)
 
     def evaluated(self, seconds: float) -> None:
         """Takes what an evaluation took."""
