@@ -257,9 +257,12 @@ def test_what_evaluations_read_at_most_is_the_same_when_a_run_is_gone_on_with(
 
 
 def test_the_vocabulary_of_texts_of_unknown_number_is_chosen_by_the_time(text: str) -> None:
-    settings = {name: value for name, value in FIXED.items() if name != "tokenizer"}
-    run = slm.train(iter([text] * 3), **settings, max_minutes=MINUTES, plan_only=True)
-    assert run.resolved["vocab_size"] <= budget.vocabulary_for(10**12, 60 * MINUTES, CPU)
+    settings, seconds = layered({"max_minutes": 1}, "keyword"), 60.0
+    huge, small = (dial.plan_text(settings, given, seconds, CPU) for given in (iter([text]), [text]))
+    assert huge == {"vocab_size": budget.vocabulary_for(10**12, seconds, CPU)}
+    assert small["vocab_size"] < huge["vocab_size"]
+    for no_text in (torch.arange(9), np.arange(9), [1, 2], 5, torch.tensor(5), np.array(5)):
+        assert dial.plan_text(settings, no_text, seconds, CPU) == {}
 
 
 def test_token_ids_and_prepared_data_are_planned_for(tmp_path: Path, text: str) -> None:

@@ -51,7 +51,7 @@ class Plan:
     why: str
 
 
-def vocabulary_for(num_bytes: int, seconds: float, device: torch.device) -> int:
+def vocabulary_for(num_bytes: float, seconds: float, device: torch.device) -> int:
     """The size of a BPE vocabulary that suits a text of so many bytes and so much time, a power of two."""
     by_text, by_time = max(num_bytes, 1) / 450, 3000 * (seconds / 60 * _TIMES_A_CPU.get(device.type, 1)) ** 0.25
     return int(2 ** max(9, min(15, round(math.log2(min(by_text, by_time))))))
