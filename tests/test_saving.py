@@ -258,6 +258,7 @@ def test_metrics_hold_each_line_once_whatever_a_full_disk_or_a_kill_left_there(t
     assert path.read_text() == '{"step": 1}\n{"step": 2, "train_loss": null}\n'
 
 
+@pytest.mark.usefixtures("in_step")
 def test_a_model_that_could_not_be_written_is_written_with_the_next_checkpoint(
     tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
