@@ -188,6 +188,13 @@ def test_the_decision_is_recorded_with_the_run(tmp_path: Path) -> None:
     assert "max_steps" not in read_table(str(tmp_path / "run"), "resolved")
 
 
+def test_epochs_are_refused_beside_minutes_also_where_a_run_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(make_text(400))
+    train(tmp_path / "text.txt", model_dir=tmp_path / "run", should_stop=lambda: True)
+    with pytest.raises(UserError, match="epochs and max_minutes both say when training ends"):
+        train(tmp_path / "text.txt", model_dir=tmp_path / "run", epochs=2)
+
+
 def test_a_run_whose_time_is_spent_is_not_gone_on_with(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(make_text(400))
     train(tmp_path / "text.txt", model_dir=tmp_path / "run")
@@ -225,6 +232,11 @@ def test_the_same_is_refused_where_the_loop_is_called_from_python() -> None:
     for settings, told in (({}, "schedule = 'linear'"), ({"schedule": "wsd", "max_steps": 3}, "max_steps and max")):
         with pytest.raises(UserError, match=told):
             slm.train_and_evaluate(model, dataset, dataset, slm.TrainConfig(max_minutes=0.01, **settings))
+
+
+def test_a_plan_alone_warns_as_the_run_would(text: str) -> None:
+    with pytest.warns(UserWarning, match="only 3 steps: too few to learn much"):
+        slm.train([text], **{**SMALL, "max_steps": 3}, plan_only=True)
 
 
 def test_a_model_is_on_its_device_before_its_steps_are_timed(text: str, monkeypatch: pytest.MonkeyPatch) -> None:

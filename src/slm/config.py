@@ -280,7 +280,8 @@ class TrainConfig(Checked):
     )
     patience: int | None = setting(
         None,
-        "End the run after so many evaluations in a row without a better val_loss. Default: never.",
+        "End the run after so many evaluations in a row without a better val_loss; not with max_minutes. Default: "
+        "never.",
         group="training",
         rule="at least 1",
     )
