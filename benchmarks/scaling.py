@@ -31,6 +31,7 @@ from common import Results, in_new_process, prepared, text_of, where
 from torch import Tensor
 
 import slm
+from slm.settings import layered
 from slm.training import budget
 from slm.training.deadline import DECAY_SHARE
 
@@ -43,23 +44,31 @@ VOCABULARY = {"python": 4096, "multi30k": 4096, "sms": 1024}
 def settings_of(corpus: str, width: int, seconds: float, tokens: float, data_dir: Path) -> dict[str, Any]:
     """The settings of a run of so many tokens, as a plan would choose them but for the width."""
     window = budget.context_for(seconds)
+    basis = {"data": text_of(corpus, data_dir), "vocab_size": VOCABULARY[corpus], "max_seq_len": window}
+    text_tokens = len(prepared(basis).train_dataset.tokens)
+    batch_size = max(1, round(budget.batch_tokens_for(tokens, text_tokens) / window))
+    rate = budget.learning_rate_for(tokens)
     settings = {
-        "data": text_of(corpus, data_dir),
+        **basis,
         "recipe": "modern",
-        "vocab_size": VOCABULARY[corpus],
         "embed_dim": width,
         "num_heads": budget.heads_for(width),
         "num_layers": budget.layers_for(width),
         "hidden_dim": 4 * width,
-        "max_seq_len": window,
-        "batch_size": max(1, round(budget.batch_tokens_for(tokens) / window)),
-        "learning_rate": budget.learning_rate_for(tokens),
+        "batch_size": batch_size,
+        "learning_rate": rate,
         "schedule": "wsd",
         "threads": 1,
         "device": "cpu",
         "quiet": True,
     }
-    return settings | budget.regularization_for(tokens / len(prepared(settings).train_dataset.tokens))
+    return settings | budget.regularization_for(
+        tokens / text_tokens,
+        parameters=budget.matrix_parameters(layered(settings, "keyword").model),
+        text_tokens=text_tokens,
+        batch_tokens=batch_size * window,
+        learning_rate=rate,
+    )
 
 
 def run(corpus: str, seconds: float, width: int, data_dir: str) -> dict[str, float]:

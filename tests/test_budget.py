@@ -134,7 +134,10 @@ def test_a_text_that_is_read_often_is_guarded_against_being_learned_by_heart() -
     assert (large["weight_decay"], large["dropout"], large["tie_embeddings"]) == (0.1, 0.0, False)
     assert small["weight_decay"] > 0.1
     assert small["tie_embeddings"]
-    rising = [budget.regularization_for(passes) for passes in (0.1, 1, 3, 6, 10, 30, 1000)]
+    rising = [
+        budget.regularization_for(passes, parameters=1e6, text_tokens=1e5, batch_tokens=500, learning_rate=0.01)
+        for passes in (0.1, 1, 3, 6, 10, 30, 1000)
+    ]
     for name in ("weight_decay", "dropout", "tie_embeddings"):
         assert [one[name] for one in rising] == sorted(one[name] for one in rising)
         assert rising[0][name] < rising[-1][name] <= 1
@@ -211,6 +214,23 @@ def test_vocabularies_grow_with_the_time_and_with_the_device() -> None:
     assert vocabulary_for(10**9, 60, torch.device("cuda")) > vocabulary_for(10**9, 60, CPU)
 
 
-def test_batches_grow_with_the_tokens_of_the_run() -> None:
-    sizes = [batch_tokens_for(tokens) for tokens in (10**4, 10**6, 10**8)]
+def test_batches_grow_with_the_tokens_of_the_run_but_for_those_that_only_repeat() -> None:
+    sizes = [batch_tokens_for(tokens, 10**9) for tokens in (10**4, 10**6, 10**8)]
     assert all(b > a for a, b in itertools.pairwise(sizes))
+    assert batch_tokens_for(10**8, 10**5) == batch_tokens_for(10**7, 10**5) < sizes[-1]
+
+
+@pytest.mark.parametrize("crowding", [1, 5, 20])
+def test_weights_are_made_anew_in_as_many_passes_whatever_the_batches(crowding: float) -> None:
+    made = [
+        (steps, rate, budget.weight_decay_for(12, crowding, steps, rate)) for steps, rate in ((90, 0.01), (50, 0.05))
+    ]
+    times_a_pass = [steps * rate * decay for steps, rate, decay in made]
+    assert times_a_pass == pytest.approx([(crowding / 12) ** 0.5] * 2)
+    assert budget.weight_decay_for(12, crowding, 1e6, 0.01) == 0.1
+    assert budget.weight_decay_for(12, crowding, 1, 0.01) == budget.MOST_DECAY
+
+
+def test_a_model_that_is_small_for_its_text_gets_no_dropout_and_less_weight_decay() -> None:
+    assert budget.dropout_for(100, 1.0) == 0.0 < budget.dropout_for(100, 3.0) < budget.dropout_for(100, 10.0)
+    assert budget.weight_decay_for(100, 1.0, 90, 0.01) < budget.weight_decay_for(100, 10.0, 90, 0.01)

@@ -422,14 +422,14 @@ def test_a_run_that_is_killed_again_and_again_equals_the_unbroken_one(
     for life in range(30):
         name = f"machine {life if elsewhere else 0}"
         if fake and life % 2:
-            fake.requests = deadly = Deadly(fake.requests, draw.randrange(5, 40 + 20 * life))
+            fake.requests = deadly = Deadly(fake.requests, draw.randrange(5, 15 + 10 * life))
             deadly.process = machines.start(name, flags(text_file, url))
             deadly.started.set()
             deadly.process.join(60)
             codes.append(deadly.process.exitcode)
             fake.requests = []
         else:
-            codes.append(machines.run(name, flags(text_file, url), ("kill", draw.randrange(5, 30 + 20 * life))))
+            codes.append(machines.run(name, flags(text_file, url), ("kill", draw.randrange(5, 15 + 10 * life))))
         steps_at(url)
         if codes[-1] != -signal.SIGKILL:
             break

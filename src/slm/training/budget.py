@@ -26,6 +26,7 @@ from slm.training.tuning import SECONDS, seconds_of_step
 
 # loss = E + s (RATIO / parameters^ALPHA + 1 / tokens^BETA), both in millions and worth less beyond what the text holds.
 RATIO, ALPHA, BETA = 0.31, 0.46, 0.35
+MOST_DECAY = 2.0
 REPEATS = 4.0  # epochs after the first, of which the last is worth a third of it
 PARAMETERS_PER_TOKEN = 20.0  # a guard for tiny texts: parameters beyond so many for each of its tokens are worth less
 
@@ -94,9 +95,9 @@ def flops_per_token(config: ModelConfig) -> float:
     return 6.0 * matrix_parameters(config) + 12.0 * config.num_layers * config.max_seq_len * config.embed_dim
 
 
-def batch_tokens_for(tokens: float) -> int:
+def batch_tokens_for(tokens: float, text_tokens: float) -> int:
     """Tokens in a step for a run of so many: more steps learn more from few tokens, larger ones waste less time."""
-    return int(2 ** round(math.log2(1.75 * math.sqrt(tokens))))
+    return int(2 ** round(math.log2(1.75 * math.sqrt(_worth(tokens, text_tokens)))))
 
 
 def learning_rate_for(tokens: float, optimizer: str = "muon") -> float:
@@ -105,21 +106,30 @@ def learning_rate_for(tokens: float, optimizer: str = "muon") -> float:
     return float(rate if optimizer == "muon" else rate / 5)
 
 
-def weight_decay_for(passes: float) -> float:
-    """Weight decay for a text that is read so many times: it lets a model large for the text learn it without harm."""
-    return min(1.0, max(0.1, passes / 9))
+def weight_decay_for(passes: float, crowding: float, steps_of_pass: float, learning_rate: float) -> float:
+    """Weight decay for a text that is read so many times: it lets a model large for the text learn it without harm.
+
+    Each step takes the share learning_rate x weight decay from the weights. What matters is in how many passes they are
+    made anew (Wang and Aitchison 2024): in fewer the more parameters there are for each token of the text (crowding).
+    `benchmarks/forgetting.py` has the trials.
+    """
+    times_a_pass = min(1.0, passes / 6) * math.sqrt(crowding / 12)
+    return min(MOST_DECAY, max(0.1, times_a_pass / (steps_of_pass * learning_rate)))
 
 
-def dropout_for(passes: float) -> float:
+def dropout_for(passes: float, crowding: float) -> float:
     """Dropout for a text that is read so often that weight decay alone no longer keeps the model from its letter."""
-    return 0.0 if passes < 12 else 0.1 if passes < 30 else 0.2
+    return int(min(4.0, max(0.0, passes / 4 - 1)) * min(1.0, crowding / 6)) / 20
 
 
-def regularization_for(passes: float) -> dict[str, Any]:
-    """The settings that suit a text that is read so many times."""
+def regularization_for(
+    passes: float, *, parameters: float, text_tokens: float, batch_tokens: float, learning_rate: float
+) -> dict[str, Any]:
+    """The settings that suit a text that is read so many times by a model of so many parameters."""
+    crowding = parameters / text_tokens
     return {
-        "weight_decay": weight_decay_for(passes),
-        "dropout": dropout_for(passes),
+        "weight_decay": weight_decay_for(passes, crowding, text_tokens / batch_tokens, learning_rate),
+        "dropout": dropout_for(passes, crowding),
         "tie_embeddings": passes >= 3,
     }
 
@@ -153,7 +163,7 @@ def make_plan(
     left = max(1.0, seconds - (time.monotonic() - clock))
     weighed = []
     for candidate in candidates:
-        tokens = speeds.tokens_in(left * _TRAINING_SHARE, candidate)
+        tokens = speeds.tokens_in(left * _TRAINING_SHARE, candidate, text_tokens)
         weighed.append((predicted_loss(matrix_parameters(candidate), tokens, text_tokens), tokens, candidate))
     enough = _AS_GOOD * min(loss for loss, _, _ in weighed)
     _, tokens, chosen = next(one for one in weighed if one[0] <= enough)  # the smallest of those that are as good
@@ -209,14 +219,14 @@ class _Speeds:
             if time.monotonic() - began > seconds / 3:  # the next one takes a few times as long
                 break
 
-    def tokens_in(self, seconds: float, config: ModelConfig) -> float:
+    def tokens_in(self, seconds: float, config: ModelConfig, text_tokens: float) -> float:
         """How many tokens a training of so many seconds sees."""
         flops, numbers = math.log(flops_per_token(config)), math.log(config.num_parameters)
         per_token = math.exp(_between(flops, [(f, t) for f, t, _, _ in self.timed]))
         per_update = math.exp(_between(numbers, [(n, u) for _, _, n, u in self.timed]))
         tokens = seconds / per_token
         for _ in range(4):  # the batch depends on the tokens, and the tokens on how often there is an update
-            tokens = seconds / (per_token + per_update / batch_tokens_for(tokens))
+            tokens = seconds / (per_token + per_update / batch_tokens_for(tokens, text_tokens))
         return tokens
 
 
@@ -246,19 +256,27 @@ def _plan(
     machine: Machine,
     memory: int | None,
 ) -> Plan:
-    batch_size = asked.get("batch_size") or max(1, round(batch_tokens_for(tokens) / chosen.max_seq_len))
+    batch_size = asked.get("batch_size") or max(1, round(batch_tokens_for(tokens, text_tokens) / chosen.max_seq_len))
     micro_batch_size = batch_size
     while micro_batch_size > 1 and memory:
         if estimate_memory(chosen, micro_batch_size, chosen.max_seq_len, machine.device) <= _MEMORY_SHARE * memory:
             break
         micro_batch_size = -(-micro_batch_size // 2)
+    rate = float(asked.get("learning_rate") or max(learning_rate_for(tokens, train.optimizer), train.min_learning_rate))
+    regularization = regularization_for(
+        tokens / text_tokens,
+        parameters=matrix_parameters(chosen),
+        text_tokens=text_tokens,
+        batch_tokens=batch_size * chosen.max_seq_len,
+        learning_rate=rate,
+    )
     settings = {
         **{name: getattr(chosen, name) for name in ("embed_dim", "num_heads", "num_layers", "hidden_dim")},
         "max_seq_len": chosen.max_seq_len,
-        **regularization_for(tokens / text_tokens),
+        **regularization,
         "batch_size": batch_size,
         "micro_batch_size": micro_batch_size,
-        "learning_rate": max(learning_rate_for(tokens, train.optimizer), train.min_learning_rate),
+        "learning_rate": rate,
         "schedule": "wsd",
         "val_tokens": max(20_000, min(val_tokens, int(0.05 * tokens))),
         "threads": machine.threads,
