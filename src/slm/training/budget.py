@@ -26,7 +26,7 @@ from slm.training.tuning import SECONDS, seconds_of_step
 
 # loss = E + s (RATIO / parameters^ALPHA + 1 / tokens^BETA), both in millions and worth less beyond what the text holds.
 RATIO, ALPHA, BETA = 0.31, 0.46, 0.35
-MOST_DECAY = 2.0
+MOST_DECAY = 2.0  # where a pass has few steps; more was not better in trials
 REPEATS = 4.0  # epochs after the first, of which the last is worth a third of it
 PARAMETERS_PER_TOKEN = 20.0  # a guard for tiny texts: parameters beyond so many for each of its tokens are worth less
 
