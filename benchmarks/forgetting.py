@@ -1,12 +1,14 @@
 """How strong weight decay should be where a text is read again and again (slm/training/budget.py).
 
-    python benchmarks/forgetting.py --data_dir DIR [--jobs 2] [--seeds 1] [--batch_sizes 8] [--results forgetting.jsonl]
+    python benchmarks/forgetting.py --data_dir DIR [--jobs 2] [--passes 4 12] [--forgotten_in 0.5 1 2 4]
+                                    [--dropouts 0 0.1] [--seeds 1] [--results forgetting.jsonl]
 
 Each step takes the share learning rate x weight decay from the weights, so that they are made anew in
 1 / (learning rate x weight decay x steps of a pass) passes. The messages of SMS spam and half a megabyte of the English
-captions of Multi30k (DIR holds sms_spam.tsv and multi30k.train.en.gz) are read PASSES times by models of several
-widths, with weights made anew in several numbers of passes; each run on one thread in a process of its own. Bits per
-byte are those of the end. Crowding is the number of parameters for each token of the text.
+captions of Multi30k (DIR holds sms_spam.tsv and multi30k.train.en.gz) are read several times by models of several
+widths, with weights made anew in several numbers of passes; each run on one thread in a process of its own. Dropout is
+that of a plan, or those asked for. Bits per byte are those of the end. Crowding is the number of parameters for each
+token of the text.
 """
 
 from __future__ import annotations
@@ -30,8 +32,6 @@ from slm.settings import layered
 from slm.training import budget
 from slm.training.deadline import DECAY_SHARE
 
-PASSES = 12
-FORGOTTEN_IN = (0.5, 1.0, 2.0, 4.0)  # passes
 CORPORA = ("sms", "multi30k")
 WIDTHS = (64, 128, 192)
 WINDOW, CHARACTERS = 256, 550_000
@@ -47,15 +47,24 @@ def data_of(corpus: str, data_dir: Path) -> str:
     return str(path)
 
 
-def run(corpus: str, width: int, batch_size: int, forgotten_in: float, seed: int, data_dir: str) -> dict[str, float]:
+def run(
+    corpus: str,
+    passes: int,
+    width: int,
+    batch_size: int,
+    dropout: float | None,
+    forgotten_in: float,
+    seed: int,
+    data_dir: str,
+) -> dict[str, float]:
     """Weight decay, dropout, crowding and bits per byte of one run."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     basis = {"data": data_of(corpus, Path(data_dir)), "vocab_size": 1024, "max_seq_len": WINDOW}
     text_tokens = len(prepared(basis).train_dataset.tokens)
     steps_of_pass = text_tokens / (batch_size * WINDOW)
-    rate = budget.learning_rate_for(PASSES * text_tokens)
-    max_steps = round(PASSES * steps_of_pass)
+    rate = budget.learning_rate_for(passes * text_tokens)
+    max_steps = round(passes * steps_of_pass)
     decay = 1 / (rate * steps_of_pass * forgotten_in)
     sizes = {
         "embed_dim": width,
@@ -65,7 +74,7 @@ def run(corpus: str, width: int, batch_size: int, forgotten_in: float, seed: int
     }
     basis |= {**sizes, "recipe": "modern", "tie_embeddings": True}
     crowding = budget.matrix_parameters(layered(basis, "keyword").model) / text_tokens
-    dropout = budget.dropout_for(PASSES, crowding)
+    dropout = budget.dropout_for(passes, crowding) if dropout is None else dropout
     trained = slm.train(
         **basis,
         batch_size=batch_size,
@@ -88,7 +97,10 @@ def run(corpus: str, width: int, batch_size: int, forgotten_in: float, seed: int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", type=Path)
+    parser.add_argument("--data_dir", type=Path, default=Path("."))
+    parser.add_argument("--passes", type=int, nargs="+", default=[4, 12], help="how often the text is read")
+    parser.add_argument("--forgotten_in", type=float, nargs="+", default=[0.5, 1, 2, 4], help="passes")
+    parser.add_argument("--dropouts", type=float, nargs="+", default=[None], help="default: that of a plan")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[8], help="windows of a batch")
     parser.add_argument("--jobs", type=int, default=1)
@@ -103,21 +115,27 @@ def main() -> None:
     def measure(task: dict[str, Any]) -> dict[str, float]:
         return results.get(json.dumps(task), lambda: in_new_process(__file__, task))
 
-    print(f"{where()}, {arguments.jobs} at once; bits per byte after {PASSES} passes (weight decay)")
-    print("| corpus | width | crowding | dropout | batch |" + "".join(f" in {n:g} passes |" for n in FORGOTTEN_IN))
-    print("|---|---|---|---|---|" + "---|" * len(FORGOTTEN_IN), flush=True)
-    for corpus, width, batch_size in itertools.product(CORPORA, WIDTHS, arguments.batch_sizes):
+    print(f"{where()}, {arguments.jobs} at once; bits per byte (weight decay)")
+    columns = "".join(f" in {n:g} passes |" for n in arguments.forgotten_in)
+    print(f"| corpus | passes | width | crowding | dropout | batch |{columns}")
+    print("|---|---|---|---|---|---|" + "---|" * len(arguments.forgotten_in), flush=True)
+    names = ("passes", "corpus", "width", "batch_size", "dropout")
+    every = itertools.product(arguments.passes, CORPORA, WIDTHS, arguments.batch_sizes, arguments.dropouts)
+    rows = [dict(zip(names, row, strict=True)) | {"data_dir": str(arguments.data_dir)} for row in every]
+    cells = [{"forgotten_in": n, "seed": seed} for n in arguments.forgotten_in for seed in arguments.seeds]
+    for corpus in CORPORA:
         data_of(corpus, arguments.data_dir)
-        task = {"corpus": corpus, "width": width, "batch_size": batch_size, "data_dir": str(arguments.data_dir)}
-        tasks = [{**task, "forgotten_in": n, "seed": seed} for n in FORGOTTEN_IN for seed in arguments.seeds]
-        with ThreadPoolExecutor(arguments.jobs) as pool:
-            made = list(pool.map(measure, tasks))
-        row = f"| {corpus} | {width} | {made[0]['crowding']:.1f} | {made[0]['dropout']:g} | {batch_size} x {WINDOW} |"
-        for number in range(0, len(made), len(arguments.seeds)):
-            cell = made[number : number + len(arguments.seeds)]
-            bits = statistics.mean(one["bits_per_byte"] for one in cell)
-            row += f" {bits:.4f} ({cell[0]['weight_decay']:.2g}) |"
-        print(row, flush=True)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        all_made = pool.map(measure, [{**row, **cell} for row in rows for cell in cells])
+        for row in rows:
+            made = list(itertools.islice(all_made, len(cells)))
+            told = f"| {row['corpus']} | {row['passes']} | {row['width']} | {made[0]['crowding']:.1f} |"
+            told += f" {made[0]['dropout']:g} | {row['batch_size']} x {WINDOW} |"
+            for number in range(0, len(made), len(arguments.seeds)):
+                cell = made[number : number + len(arguments.seeds)]
+                bits = statistics.mean(one["bits_per_byte"] for one in cell)
+                told += f" {bits:.4f} ({cell[0]['weight_decay']:.2g}) |"
+            print(told, flush=True)
 
 
 if __name__ == "__main__":

@@ -226,9 +226,73 @@ def test_weights_are_made_anew_in_as_many_passes_whatever_the_batches(crowding: 
         (steps, rate, budget.weight_decay_for(12, crowding, steps, rate)) for steps, rate in ((90, 0.01), (50, 0.05))
     ]
     times_a_pass = [steps * rate * decay for steps, rate, decay in made]
-    assert times_a_pass == pytest.approx([(crowding / 12) ** 0.5] * 2)
+    assert times_a_pass == pytest.approx([(crowding / 20) ** (1 / 3)] * 2)
     assert budget.weight_decay_for(12, crowding, 1e6, 0.01) == 0.1
     assert budget.weight_decay_for(12, crowding, 1, 0.01) == budget.MOST_DECAY
+
+
+def test_weight_decay_rises_between_one_pass_and_five() -> None:
+    made = [budget.weight_decay_for(passes, 20, 100, 0.01) for passes in (0.5, 1, 2, 3, 5, 100)]
+    assert made == pytest.approx([budget.LEAST_DECAY, budget.LEAST_DECAY, 0.25, 0.5, 1, 1])
+
+
+def test_the_plan_weighs_the_batch_and_the_rate_that_are_asked_for() -> None:
+    for asked in ({"batch_size": 3}, {"batch_size": 12}, {"batch_size": 3, "learning_rate": 0.004}):
+        made = plan(600, 300_000, embed_dim=64, num_layers=2, **asked)
+        sizes = dataclasses.replace(MODERN, **{name: value for name, value in made.items() if hasattr(MODERN, name)})
+        expected = budget.weight_decay_for(
+            100, matrix_parameters(sizes) / 300_000, 300_000 / (made["batch_size"] * 256), made["learning_rate"]
+        )
+        assert budget.LEAST_DECAY < expected < budget.MOST_DECAY
+        assert made["weight_decay"] == pytest.approx(expected)
+        assert {name: made[name] for name in asked} == asked
+
+
+def test_small_batches_that_are_asked_for_leave_less_time_for_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "_time", lambda config, train, machine: (1e-5, 5e-3))
+    sizes, model = {"embed_dim": 64, "num_layers": 2}, dataclasses.replace(MODERN, max_seq_len=100)
+    seen = {}
+    for batch_size in (1, 50):
+        asked = {**sizes, "max_seq_len": 100, "batch_size": batch_size}
+        made = make_plan(model, TRAIN, asked, text_tokens=10**9, val_tokens=10**5, seconds=1000, device=CPU)
+        seen[batch_size] = float(made.why.split("for the ")[1].split(" million")[0])
+    # 1,000 seconds at 1e-5 s for each token and 5e-3 s for each update.
+    share = budget._TRAINING_SHARE
+    assert seen[1] == pytest.approx(share * 1000 / (1e-5 + 5e-3 / 100) / 1e6, abs=0.1)
+    assert seen[50] == pytest.approx(share * 1000 / (1e-5 + 5e-3 / 5000) / 1e6, abs=0.1)
+
+
+def test_an_update_takes_no_longer_than_the_batch_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "_time", lambda config, train, machine: (1e-4, 1.0))
+    made = plan(30, 10**6, embed_dim=64, num_layers=2)
+    assert made["batch_size"] * made["max_seq_len"] == pytest.approx(1.0 / 1e-4, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("text_tokens", "told"),
+    [
+        (10**9, " % of the text is read"),
+        (10**6, "times, with "),
+        (10**3, "; more text would help more than more time"),
+    ],
+)
+def test_the_reasons_say_how_much_of_the_text_is_read(text_tokens: int, told: str) -> None:
+    made = make_plan(MODERN, TRAIN, {}, text_tokens=text_tokens, val_tokens=10**3, seconds=60, device=CPU)
+    assert told in made.why
+    assert ("more text" in made.why) == (text_tokens == 10**3)
+
+
+def test_the_model_that_tells_threads_is_no_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    choose = budget.choose_machine
+
+    def seen(train: TrainConfig, model: LanguageModel, *rest: Any, **more: Any) -> Any:
+        sizes.append(model.config.num_layers)
+        return choose(train, model, *rest, **more)
+
+    monkeypatch.setattr(budget, "choose_machine", seen)
+    plan(embed_dim=768)
+    assert sizes == [3]  # of 1, 3, 6 and 12
 
 
 def test_a_model_that_is_small_for_its_text_gets_no_dropout_and_less_weight_decay() -> None:

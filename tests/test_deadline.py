@@ -131,12 +131,20 @@ def test_an_evaluation_that_was_timed_counts_more_than_what_was_reckoned(clock: 
     assert told[0] is not None
 
 
-def test_two_steps_are_needed_to_know_the_pace(clock: FakeClock) -> None:
-    deadline = Deadline(100)
+def test_two_steps_are_needed_to_know_the_pace_of_a_run_that_goes_on(clock: FakeClock) -> None:
+    deadline = Deadline(100, left=100)
     clock.now += 90
     assert [steps for _, steps in run(clock, deadline, 1.0, last=2)] == [None, None]
     (told,) = run(clock, deadline, 1.0, first=3, last=3)
     assert told == (3, 7)
+
+
+@pytest.mark.parametrize("pace", [4.0, 9.0, 14.0, 20.0, 40.0])
+def test_a_run_of_few_long_steps_is_late_by_less_than_one(clock: FakeClock, pace: float) -> None:
+    deadline = Deadline(30)
+    step, steps = decision(clock, deadline, pace)
+    late = (step + steps) * pace - 30
+    assert late <= pace / 2 + (pace > 20) * pace  # a decay has at least one step
 
 
 @pytest.mark.parametrize("reserve", [0.0, 30.0])

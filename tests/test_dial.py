@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from conftest import SMALL, make_text
 import slm
 from slm import dial, display
 from slm.config import UserError
-from slm.data import splits
+from slm.data import sources, splits
 from slm.settings import layered, read_table
 from slm.training import budget, plan
 from slm.training.deadline import Deadline
@@ -275,6 +277,29 @@ def test_the_vocabulary_of_texts_of_unknown_number_is_chosen_by_the_time(text: s
     assert small["vocab_size"] < huge["vocab_size"]
     for no_text in (torch.arange(9), np.arange(9), [1, 2], 5, torch.tensor(5), np.array(5)):
         assert dial.plan_text(settings, no_text, seconds, CPU) == {}
+
+
+def test_texts_count_with_their_bytes_and_packed_files_with_about_what_they_hold(tmp_path: Path) -> None:
+    packed = tmp_path / "text.txt.gz"
+    packed.write_bytes(gzip.compress(b"".join(b"%d " % (number**7 % 9973) for number in range(20_000))))
+    of_file = splits.bytes_of_text(layered({"data": str(packed)}, "keyword").data, None)
+    assert of_file == pytest.approx(len(gzip.decompress(packed.read_bytes())), rel=0.5)
+    assert splits.bytes_of_text(layered({}, "keyword").data, ["abc", "\u0436\u0436"]) == 3 + 4
+
+
+def test_a_file_whose_size_nobody_tells_is_of_unknown_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("abc")
+    monkeypatch.setattr(sources._FilePart, "stored_bytes", None)
+    assert splits.bytes_of_text(layered({"data": str(path)}, "keyword").data, None) == math.inf
+
+
+@pytest.mark.parametrize(("recipe", "lowest"), [("modern", 0.012), ("classic", 0.002)])
+def test_a_lowest_rate_alone_is_below_the_planned_peak(text: str, recipe: str, lowest: float) -> None:
+    resolved = train([text], plan_only=True, recipe=recipe, min_learning_rate=lowest).resolved
+    assert resolved["min_learning_rate"] == lowest <= resolved["learning_rate"]
+    with pytest.raises(UserError, match=r"min_learning_rate = 0\.5 is above learning_rate = 0\.1"):
+        train([text], plan_only=True, min_learning_rate=0.5, learning_rate=0.1)
 
 
 def test_token_ids_and_prepared_data_are_planned_for(tmp_path: Path, text: str) -> None:

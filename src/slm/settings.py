@@ -143,14 +143,16 @@ def _topmost(layers: Mapping[str, Mapping[str, Any]], name: str) -> Any:
 
 
 def _provisional(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Sizes that go with those asked for, until there is a plan: the defaults need not."""
-    width, heads, kv_heads = (_topmost(layers, name) for name in ("embed_dim", "num_heads", "num_kv_heads"))
+    """Sizes and a peak that go with what is asked for, until there is a plan: the defaults need not."""
+    names = ("embed_dim", "num_heads", "num_kv_heads", "learning_rate", "min_learning_rate")
+    width, heads, kv_heads, peak, lowest = (_topmost(layers, name) for name in names)
+    rate = {"learning_rate": lowest} if peak is None and isinstance(lowest, float) and lowest > 0 else {}
     if width is not None:
-        return {} if heads is not None else {"num_heads": kv_heads or 1}
+        return rate if heads is not None else {"num_heads": kv_heads or 1, **rate}
     heads_known = heads or kv_heads
     if not isinstance(heads_known, int) or heads_known < 1:
-        return {}
-    return {"embed_dim": 32 * heads_known, "num_heads": heads_known}
+        return rate
+    return {"embed_dim": 32 * heads_known, "num_heads": heads_known, **rate}
 
 
 def _preset(data: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import tempfile
 import weakref
@@ -24,6 +25,7 @@ _LONGEST_PATH = 1000
 _NAMES_TOLD = 3
 _MANY_NAMES = 100  # a longer list is texts, whatever they look like
 _LONGEST_NAME = 60
+_UNPACKED = 3  # times the size of a packed text, about
 
 
 class Part(Protocol):
@@ -66,6 +68,16 @@ class Corpus:
         """The bytes of all sources as stored, None where one does not tell."""
         sizes = [part.stored_bytes for part in self.parts]
         return None if None in sizes else sum(size for size in sizes if size is not None)
+
+    @property
+    def text_bytes(self) -> float:
+        """About the size of the text, infinite where a source does not tell."""
+        sizes = [
+            _UNPACKED * size if isinstance(part, _FilePart) and formats.endings(part.path)[1] else size
+            for part in self.parts
+            if (size := part.stored_bytes) is not None
+        ]
+        return sum(sizes) if len(sizes) == len(self.parts) else math.inf
 
     def chunks(self, part: int, counts: Counts) -> Iterator[Chunk]:
         """The documents of one part; the same chunks in every reading while its file stays the same."""

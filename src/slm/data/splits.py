@@ -106,11 +106,13 @@ def bytes_of_text(config: DataConfig, given: Any) -> float | None:
         return math.inf
     if given is not None:
         ids = not isinstance(given, Iterable) or getattr(given, "ndim", 1) != 1 or isinstance(given, Tensor)
-        return None if ids or not all(isinstance(one, str) for one in given) else sum(map(len, given))
+        if ids or not all(isinstance(one, str) for one in given):
+            return None
+        return sum(len(one.encode("utf-8", "replace")) for one in given)
     if config.data in (None, ("dummy",)) or _is_prepared(config.data) or _token_files(config.data):
         return None
     corpus = read_corpus(config.data or (), text_field=config.text_field, split_documents_on=config.split_documents_on)
-    return corpus.stored_bytes
+    return corpus.text_bytes
 
 
 def _from_text(

@@ -26,8 +26,9 @@ from slm.training.tuning import SECONDS, seconds_of_step
 
 # loss = E + s (RATIO / parameters^ALPHA + 1 / tokens^BETA), both in millions and worth less beyond what the text holds.
 RATIO, ALPHA, BETA = 0.31, 0.46, 0.35
-MOST_DECAY = 2.0  # where a pass has few steps; more was not better in trials
+LEAST_DECAY, MOST_DECAY = 0.1, 2.0  # the latter where a pass has few steps; more was not better in trials
 REPEATS = 4.0  # epochs after the first, of which the last is worth a third of it
+TOO_OFTEN = 30  # times that a text is read without a word
 PARAMETERS_PER_TOKEN = 20.0  # a guard for tiny texts: parameters beyond so many for each of its tokens are worth less
 
 WIDTHS = (64, 96, 128, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
@@ -113,12 +114,15 @@ def weight_decay_for(passes: float, crowding: float, steps_of_pass: float, learn
     made anew (Wang and Aitchison 2024): in fewer the more parameters there are for each token of the text (crowding).
     `benchmarks/forgetting.py` has the trials.
     """
-    times_a_pass = min(1.0, passes / 6) * math.sqrt(crowding / 12)
-    return min(MOST_DECAY, max(0.1, times_a_pass / (steps_of_pass * learning_rate)))
+    times_a_pass = min(1.0, max(0.0, passes - 1) / 4) * (crowding / 20) ** (1 / 3)
+    return float(min(MOST_DECAY, max(LEAST_DECAY, times_a_pass / (steps_of_pass * learning_rate))))
 
 
 def dropout_for(passes: float, crowding: float) -> float:
-    """Dropout for a text that is read so often that weight decay alone no longer keeps the model from its letter."""
+    """Dropout for a text that is read so often that weight decay alone no longer keeps it from being learned by heart.
+
+    Less where there are few parameters for each token of the text (crowding).
+    """
     return int(min(4.0, max(0.0, passes / 4 - 1)) * min(1.0, crowding / 6)) / 20
 
 
@@ -155,7 +159,7 @@ def make_plan(
         fitting = [c for c in candidates if estimate_memory(c, 1, c.max_seq_len, device) <= _MEMORY_SHARE * memory]
         candidates = fitting or candidates[:1]
     # A model of middle size tells threads and precision; both are kept for the one that is chosen.
-    middle = candidates[min(3, len(candidates) - 1)]
+    middle = candidates[min(3, (len(candidates) - 1) // 2)]
     train = dataclasses.replace(train, device=str(device), compile="off")
     share = min(_PLANNING_SHARE * seconds / 2, SECONDS)
     machine = choose_machine(train, LanguageModel(middle), _batch(middle), seconds=share)
@@ -163,11 +167,12 @@ def make_plan(
     left = max(1.0, seconds - (time.monotonic() - clock))
     weighed = []
     for candidate in candidates:
-        tokens = speeds.tokens_in(left * _TRAINING_SHARE, candidate, text_tokens)
-        weighed.append((predicted_loss(matrix_parameters(candidate), tokens, text_tokens), tokens, candidate))
-    enough = _AS_GOOD * min(loss for loss, _, _ in weighed)
-    _, tokens, chosen = next(one for one in weighed if one[0] <= enough)  # the smallest of those that are as good
-    return _plan(chosen, train, asked, tokens, text_tokens, val_tokens, machine, memory)
+        batch_size, tokens = speeds.fill(left * _TRAINING_SHARE, candidate, text_tokens, asked.get("batch_size"))
+        loss = predicted_loss(matrix_parameters(candidate), tokens, text_tokens)
+        weighed.append((loss, batch_size, tokens, candidate))
+    enough = _AS_GOOD * min(weighed, key=lambda one: one[0])[0]
+    _, batch_size, tokens, chosen = next(one for one in weighed if one[0] <= enough)  # the smallest that is as good
+    return _plan(chosen, batch_size, train, asked, tokens, text_tokens, val_tokens, machine, memory)
 
 
 def context_for(seconds: float) -> int:
@@ -219,15 +224,22 @@ class _Speeds:
             if time.monotonic() - began > seconds / 3:  # the next one takes a few times as long
                 break
 
-    def tokens_in(self, seconds: float, config: ModelConfig, text_tokens: float) -> float:
-        """How many tokens a training of so many seconds sees."""
+    def fill(
+        self, seconds: float, config: ModelConfig, text_tokens: float, batch_size: int | None
+    ) -> tuple[int, float]:
+        """Windows of a batch, where they are not asked for, and how many tokens a training of so many seconds sees.
+
+        An update takes no more time than the batch before it.
+        """
         flops, numbers = math.log(flops_per_token(config)), math.log(config.num_parameters)
         per_token = math.exp(_between(flops, [(f, t) for f, t, _, _ in self.timed]))
         per_update = math.exp(_between(numbers, [(n, u) for _, _, n, u in self.timed]))
-        tokens = seconds / per_token
+        windows, tokens = batch_size or 1, seconds / per_token
         for _ in range(4):  # the batch depends on the tokens, and the tokens on how often there is an update
-            tokens = seconds / (per_token + per_update / batch_tokens_for(tokens, text_tokens))
-        return tokens
+            wanted = max(batch_tokens_for(tokens, text_tokens), per_update / per_token)
+            windows = batch_size or max(1, round(wanted / config.max_seq_len))
+            tokens = seconds / (per_token + per_update / (windows * config.max_seq_len))
+        return windows, tokens
 
 
 def _between(x: float, points: list[tuple[float, float]]) -> float:
@@ -248,6 +260,7 @@ def _time(config: ModelConfig, train: TrainConfig, machine: Machine) -> tuple[fl
 
 def _plan(
     chosen: ModelConfig,
+    batch_size: int,
     train: TrainConfig,
     asked: Mapping[str, Any],
     tokens: float,
@@ -256,7 +269,6 @@ def _plan(
     machine: Machine,
     memory: int | None,
 ) -> Plan:
-    batch_size = asked.get("batch_size") or max(1, round(batch_tokens_for(tokens, text_tokens) / chosen.max_seq_len))
     micro_batch_size = batch_size
     while micro_batch_size > 1 and memory:
         if estimate_memory(chosen, micro_batch_size, chosen.max_seq_len, machine.device) <= _MEMORY_SHARE * memory:
@@ -282,10 +294,13 @@ def _plan(
         "threads": machine.threads,
         "precision": machine.precision,
     }
-    return Plan(settings, _reasons({**settings, **asked}, asked, tokens, tokens / text_tokens, machine))
+    crowding = matrix_parameters(chosen) / text_tokens
+    return Plan(settings, _reasons({**settings, **asked}, asked, tokens, tokens / text_tokens, crowding, machine))
 
 
-def _reasons(made: Mapping[str, Any], asked: Mapping[str, Any], tokens: float, passes: float, machine: Machine) -> str:
+def _reasons(
+    made: Mapping[str, Any], asked: Mapping[str, Any], tokens: float, passes: float, crowding: float, machine: Machine
+) -> str:
     """Why the settings are what they are, line by line; what was asked for is told as such."""
 
     def told(name: str, format: str = "") -> str:
@@ -294,14 +309,20 @@ def _reasons(made: Mapping[str, Any], asked: Mapping[str, Any], tokens: float, p
     sizes = f"{many(made['num_layers'], 'layer')}{' (yours)' * ('num_layers' in asked)} of {told('embed_dim')}"
     if not {"num_layers", "embed_dim"} <= set(asked):
         sizes += ": smaller learns less from each token, larger sees fewer"
-    tied = ", one table for embeddings and output" if made["tie_embeddings"] else ""
+    windows = f"{many(made['batch_size'], 'window')}{' (yours)' * ('batch_size' in asked)}"
+    seen = f"{tokens / 1e6:,.1f} million" if tokens >= 1e5 else f"{tokens:,.0f}"
+    tied = f", {'one table' if made['tie_embeddings'] else 'two tables'} for embeddings and output"
+    tied = tied + " (yours)" if "tie_embeddings" in asked else tied * made["tie_embeddings"]
+    read = f"the text is read {passes:,.1f} times, with {crowding:,.1f} parameters for each of its tokens"
+    if passes < 1:
+        read = f"only {100 * passes:.2g} % of the text is read"
+    elif passes > TOO_OFTEN:
+        read += "; more text would help more than more time"
     lines = (
         sizes,
-        f"batches of {told('batch_size')} windows of {told('max_seq_len')}, learning rate "
-        f"{told('learning_rate', '.2g')}, for the {tokens / 1e6:,.1f} million tokens that this machine should see in "
-        "the time",
-        f"weight decay {told('weight_decay', '.2g')}, dropout {told('dropout', 'g')}{tied}, for the text is read "
-        f"{passes:.1f} times",
+        f"batches of {windows} of {told('max_seq_len')}, learning rate {told('learning_rate', '.2g')}, for the {seen} "
+        "tokens that this machine should see in the time",
+        f"weight decay {told('weight_decay', '.2g')}, dropout {told('dropout', 'g')}{tied}, for {read}",
         f"timed on {machine.why}",
     )
     return "\n".join(lines)

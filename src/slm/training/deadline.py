@@ -15,8 +15,10 @@ class Deadline:
     def __init__(self, seconds: float, left: float | None = None) -> None:
         """seconds: of the whole run. left: of them, where it is gone on with."""
         self.seconds = seconds
-        self._end = time.monotonic() + (seconds if left is None else left)
-        self._marks: list[tuple[float, int]] = []  # times, without evaluations, and steps, for the pace
+        now = time.monotonic()
+        self._end = now + (seconds if left is None else left)
+        # Times, without evaluations, and steps, for the pace.
+        self._marks: list[tuple[float, int]] = [(now, 0)] if left is None else []
         self._evaluating = 0.0  # seconds of all evaluations
         self._evaluation: float | None = None  # of the last one
 
@@ -49,9 +51,11 @@ class Deadline:
         since, first = next(mark for mark in reversed(self._marks) if mark[0] <= (began + now) / 2)
         if left <= evaluation:
             return 1
-        if left - evaluation > DECAY_SHARE * self.seconds or step - first < 2 or now == since:
+        if left - evaluation > DECAY_SHARE * self.seconds or step == first or now == since:
             return None
         pace = (now - since) / (step - first)
+        if step - first < 2 and pace < left / 3:
+            return None
         if self._evaluation is None:
             evaluation = evaluation_steps * pace
 

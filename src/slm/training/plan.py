@@ -14,7 +14,7 @@ from slm.config import IGNORE_INDEX, TrainConfig, UserError
 from slm.data.batches import Batches, in_order
 from slm.data.dataset import TextDataset
 from slm.training.device import Machine, choose_device, choose_machine
-from slm.training.tuning import seconds_of_step
+from slm.training.tuning import quick_part, seconds_of_step
 
 EVALUATIONS = 20  # in a run, about
 _EVALUATION_SHARE = 0.06  # of the time of a run with max_minutes
@@ -63,7 +63,9 @@ def settle(
     total_steps = config.max_steps or config.epochs * len(batches)
     machine = choose_machine(config, model, batch, total_steps * parts)
     if config.max_minutes and not config.max_steps and None in (config.warmup_steps, config.eval_every):
-        seconds = _UPDATE * parts * seconds_of_step(model, batch, machine)[0]
+        few = quick_part(batch) if machine.device.type == "cpu" else batch
+        parts_of_step = parts * len(batch[0]) / len(few[0])
+        seconds = _UPDATE * parts_of_step * seconds_of_step(model, few, machine)[0]
         total_steps = max(1, int(60 * config.max_minutes / seconds))
     return machine, resolve(config, total_steps, batches, val_dataset, machine)
 

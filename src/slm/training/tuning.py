@@ -44,6 +44,12 @@ def thread_counts(most: int) -> list[int]:
     return [*counts, most]
 
 
+def quick_part(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """As many windows of tokens and targets (B, T) as a quick step on a CPU allows."""
+    rows = max(1, _POSITIONS // batch[0].size(1))
+    return batch[0][:rows], batch[1][:rows]
+
+
 def time_steps(
     model: nn.Module, batch: tuple[Tensor, Tensor], choices: Iterable[Choice], seconds_in_all: float = SECONDS
 ) -> dict[Choice, float]:
@@ -53,8 +59,7 @@ def time_steps(
     that a machine that gets busy slows all. The mean, not the best: what disturbs a step now will disturb later ones.
     What is hopelessly slow is not timed again, and told as so many times the fastest mean as it took then.
     """
-    rows = max(1, _POSITIONS // batch[0].size(1))
-    tokens, targets = batch[0][:rows], batch[1][:rows]
+    tokens, targets = quick_part(batch)
     with_loss, was_training, before = WithLoss(model), model.training, torch.get_num_threads()
     with_loss.eval()  # draws no dropout
     seconds: dict[Choice, list[float]] = {choice: [] for choice in choices}
