@@ -1,14 +1,15 @@
 """How strong weight decay should be where a text is read again and again (slm/training/budget.py).
 
     python benchmarks/forgetting.py --data_dir DIR [--jobs 2] [--passes 4 12] [--forgotten_in 0.5 1 2 4]
-                                    [--dropouts 0 0.1] [--seeds 1] [--results forgetting.jsonl]
+                                    [--dropouts 0 0.1] [--seeds 1] [--only python] [--results forgetting.jsonl]
 
 Each step takes the share learning rate x weight decay from the weights, so that they are made anew in
-1 / (learning rate x weight decay x steps of a pass) passes. The messages of SMS spam and half a megabyte of the English
-captions of Multi30k (DIR holds sms_spam.tsv and multi30k.train.en.gz) are read several times by models of several
-widths, with weights made anew in several numbers of passes; each run on one thread in a process of its own. Dropout is
-that of a plan, or those asked for. Bits per byte are those of the end. Crowding is the number of parameters for each
-token of the text.
+1 / (learning rate x weight decay x steps of a pass) passes. The messages of SMS spam and half a megabyte each of the
+English captions of Multi30k (DIR holds sms_spam.tsv and multi30k.train.en.gz) and of Python's own sources are read
+several times by models of several widths, with weights made anew in several numbers of passes; each run on one thread
+in a process of its own. The end of a text is for validation: much like the rest for messages and captions, other
+modules for sources. Dropout is that of a plan, or those asked for. Bits per byte are those of the end. Crowding is the
+number of parameters for each token of the text.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ import torch
 from common import Results, in_new_process, prepared, text_of, where
 
 import slm
+from slm.data.counts import Counts
+from slm.data.sources import read_corpus
 from slm.settings import layered
 from slm.training import budget
 from slm.training.deadline import DECAY_SHARE
 
-CORPORA = ("sms", "multi30k")
+CORPORA = ("sms", "multi30k", "python")
 WIDTHS = (64, 128, 192)
 WINDOW, CHARACTERS = 256, 550_000
 
@@ -41,8 +44,12 @@ def data_of(corpus: str, data_dir: Path) -> str:
     """The path of the first CHARACTERS of a corpus."""
     path = Path(tempfile.gettempdir()) / f"slm-benchmark-{corpus}-{CHARACTERS}.txt"
     if not path.exists():
+        if corpus == "python":
+            text = "".join(chunk.text for chunk in read_corpus(("python",)).chunks(0, Counts()))
+        else:
+            text = Path(text_of(corpus, data_dir)).read_text()
         part = path.with_suffix(f".{os.getpid()}")
-        part.write_text(Path(text_of(corpus, data_dir)).read_text()[:CHARACTERS])
+        part.write_text(text[:CHARACTERS])
         part.replace(path)
     return str(path)
 
@@ -103,6 +110,7 @@ def main() -> None:
     parser.add_argument("--dropouts", type=float, nargs="+", default=[None], help="default: that of a plan")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[8], help="windows of a batch")
+    parser.add_argument("--only", nargs="+", choices=CORPORA, default=CORPORA)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--results", type=Path, help="file that keeps what was measured, to go on from")
     parser.add_argument("--task", help=argparse.SUPPRESS)
@@ -120,10 +128,10 @@ def main() -> None:
     print(f"| corpus | passes | width | crowding | dropout | batch |{columns}")
     print("|---|---|---|---|---|---|" + "---|" * len(arguments.forgotten_in), flush=True)
     names = ("passes", "corpus", "width", "batch_size", "dropout")
-    every = itertools.product(arguments.passes, CORPORA, WIDTHS, arguments.batch_sizes, arguments.dropouts)
+    every = itertools.product(arguments.passes, arguments.only, WIDTHS, arguments.batch_sizes, arguments.dropouts)
     rows = [dict(zip(names, row, strict=True)) | {"data_dir": str(arguments.data_dir)} for row in every]
     cells = [{"forgotten_in": n, "seed": seed} for n in arguments.forgotten_in for seed in arguments.seeds]
-    for corpus in CORPORA:
+    for corpus in arguments.only:
         data_of(corpus, arguments.data_dir)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         all_made = pool.map(measure, [{**row, **cell} for row in rows for cell in cells])

@@ -114,7 +114,7 @@ def weight_decay_for(passes: float, crowding: float, steps_of_pass: float, learn
     made anew (Wang and Aitchison 2024): in fewer the more parameters there are for each token of the text (crowding).
     `benchmarks/forgetting.py` has the trials.
     """
-    times_a_pass = min(1.0, max(0.0, passes - 1) / 4) * (crowding / 20) ** (1 / 3)
+    times_a_pass = min(1.0, max(0.0, passes - 1) / 4) * (crowding / 6) ** 0.3
     return float(min(MOST_DECAY, max(LEAST_DECAY, times_a_pass / (steps_of_pass * learning_rate))))
 
 
