@@ -18,6 +18,7 @@ import slm
 from slm import dial, display
 from slm.config import UserError
 from slm.data import sources, splits
+from slm.data.batches import Batches
 from slm.settings import layered, read_table
 from slm.training import budget, plan
 from slm.training.deadline import Deadline
@@ -239,6 +240,20 @@ def test_the_same_is_refused_where_the_loop_is_called_from_python() -> None:
 def test_a_plan_alone_warns_as_the_run_would(text: str) -> None:
     with pytest.warns(UserWarning, match="only 3 steps: too few to learn much"):
         slm.train([text], **{**SMALL, "max_steps": 3}, plan_only=True)
+
+
+def test_of_a_large_batch_a_part_is_timed_and_reckoned_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed(model: Any, batch: tuple[torch.Tensor, torch.Tensor], machine: Machine) -> tuple[float, float]:
+        assert batch[0].shape == batch[1].shape == (64, 64)
+        return 1.0, 0.0
+
+    monkeypatch.setattr(plan, "seconds_of_step", timed)
+    dataset = slm.TextDataset(list(range(9)) * 1000, max_seq_len=64)
+    config = slm.TrainConfig(batch_size=128, schedule="wsd", device="cpu", threads=1, precision="fp32", max_minutes=10)
+    model = slm.LanguageModel(slm.ModelConfig(vocab_size=9, embed_dim=4, num_heads=1))
+    _, settled = plan.settle(config, model, Batches(dataset, 128, 0), dataset)
+    steps = 10 * 60 / (plan._UPDATE * 2)
+    assert settled.warmup_steps == steps // 20
 
 
 def test_a_model_is_on_its_device_before_its_steps_are_timed(text: str, monkeypatch: pytest.MonkeyPatch) -> None:

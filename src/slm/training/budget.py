@@ -28,7 +28,6 @@ from slm.training.tuning import SECONDS, seconds_of_step
 RATIO, ALPHA, BETA = 0.31, 0.46, 0.35
 LEAST_DECAY, MOST_DECAY = 0.1, 2.0  # the latter where a pass has few steps; more was not better in trials
 REPEATS = 4.0  # epochs after the first, of which the last is worth a third of it
-TOO_OFTEN = 30  # times that a text is read without a word
 PARAMETERS_PER_TOKEN = 20.0  # a guard for tiny texts: parameters beyond so many for each of its tokens are worth less
 
 WIDTHS = (64, 96, 128, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
@@ -42,6 +41,7 @@ _PLANNING_SHARE = 0.03  # of the time, at most, but for steps that take long
 _TRAINING_SHARE = 0.92  # of the time; the rest goes to evaluations
 _MEMORY_SHARE = 0.5
 _AS_GOOD = 1.003  # times the lowest prediction: the smallest model within it is chosen
+_TOO_OFTEN = 30  # times that a text is read without a word
 _TIMES_A_CPU = {"cuda": 100, "mps": 10}  # about; how much more an accelerator gets done
 
 
@@ -316,7 +316,7 @@ def _reasons(
     read = f"the text is read {passes:,.1f} times, with {crowding:,.1f} parameters for each of its tokens"
     if passes < 1:
         read = f"only {100 * passes:.2g} % of the text is read"
-    elif passes > TOO_OFTEN:
+    elif passes > _TOO_OFTEN:
         read += "; more text would help more than more time"
     lines = (
         sizes,
