@@ -42,7 +42,7 @@ VOCABULARY = {"python": 4096, "multi30k": 4096, "sms": 1024}
 
 
 def settings_of(corpus: str, width: int, seconds: float, tokens: float, data_dir: Path) -> dict[str, Any]:
-    """The settings of a run of so many tokens, as a plan would choose them but for the width."""
+    """The settings of a run of so many tokens, as a plan would choose them but for the width and its least batch."""
     window = budget.context_for(seconds)
     basis = {"data": text_of(corpus, data_dir), "vocab_size": VOCABULARY[corpus], "max_seq_len": window}
     text_tokens = len(prepared(basis).train_dataset.tokens)

@@ -258,14 +258,22 @@ def test_small_batches_that_are_asked_for_leave_less_time_for_tokens(monkeypatch
         seen[batch_size] = float(made.why.split("for the ")[1].split(" million")[0])
     # 1,000 seconds at 1e-5 s for each token and 5e-3 s for each update.
     share = budget._TRAINING_SHARE
-    assert seen[1] == pytest.approx(share * 1000 / (1e-5 + 5e-3 / 100) / 1e6, abs=0.1)
-    assert seen[50] == pytest.approx(share * 1000 / (1e-5 + 5e-3 / 5000) / 1e6, abs=0.1)
+    assert seen[1] == pytest.approx(share * 1000 / (1e-5 + 5e-3 / 100) / 1e6, rel=0.02)
+    assert seen[50] == pytest.approx(share * 1000 / (1e-5 + 5e-3 / 5000) / 1e6, rel=0.02)
 
 
 def test_an_update_takes_no_longer_than_the_batch_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "_time", lambda config, train, machine: (1e-4, 1.0))
     made = plan(30, 10**6, embed_dim=64, num_layers=2)
     assert made["batch_size"] * made["max_seq_len"] == pytest.approx(1.0 / 1e-4, rel=0.01)
+    assert plan(30, 1000, embed_dim=64, num_layers=2)["batch_size"] == 1000 // made["max_seq_len"]  # all that there are
+
+
+def test_a_batch_larger_than_the_text_is_reckoned_with_as_the_text() -> None:
+    sizes = {"embed_dim": 64, "num_layers": 2, "learning_rate": 0.01}
+    larger, whole = plan(600, 20_000, batch_size=10**6, **sizes), plan(600, 20_000, batch_size=19_999 // 256, **sizes)
+    assert larger["batch_size"] == 10**6
+    assert larger["weight_decay"] == whole["weight_decay"]
 
 
 @pytest.mark.parametrize(
@@ -280,6 +288,11 @@ def test_the_reasons_say_how_much_of_the_text_is_read(text_tokens: int, told: st
     made = make_plan(MODERN, TRAIN, {}, text_tokens=text_tokens, val_tokens=10**3, seconds=60, device=CPU)
     assert told in made.why
     assert ("more text" in made.why) == (text_tokens == 10**3)
+
+
+@pytest.mark.parametrize(("number", "told"), [(0.0004, "0.0004"), (0.99, "1.0"), (99.6, "99.6"), (2800.0, "2,800.0")])
+def test_numbers_in_the_reasons_are_short(number: float, told: str) -> None:
+    assert budget._short(number) == told
 
 
 def test_the_model_that_tells_threads_is_no_large_one(monkeypatch: pytest.MonkeyPatch) -> None:

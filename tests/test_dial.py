@@ -242,17 +242,21 @@ def test_a_plan_alone_warns_as_the_run_would(text: str) -> None:
         slm.train([text], **{**SMALL, "max_steps": 3}, plan_only=True)
 
 
-def test_of_a_large_batch_a_part_is_timed_and_reckoned_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("micro_batch_size", [None, 100])
+def test_of_a_large_batch_a_part_is_timed_and_reckoned_up(
+    monkeypatch: pytest.MonkeyPatch, micro_batch_size: int | None
+) -> None:
     def timed(model: Any, batch: tuple[torch.Tensor, torch.Tensor], machine: Machine) -> tuple[float, float]:
         assert batch[0].shape == batch[1].shape == (64, 64)
         return 1.0, 0.0
 
     monkeypatch.setattr(plan, "seconds_of_step", timed)
     dataset = slm.TextDataset(list(range(9)) * 1000, max_seq_len=64)
-    config = slm.TrainConfig(batch_size=128, schedule="wsd", device="cpu", threads=1, precision="fp32", max_minutes=10)
+    config = slm.TrainConfig(batch_size=128, micro_batch_size=micro_batch_size, schedule="wsd", device="cpu", threads=1,
+                             precision="fp32", max_minutes=10)  # fmt: skip
     model = slm.LanguageModel(slm.ModelConfig(vocab_size=9, embed_dim=4, num_heads=1))
     _, settled = plan.settle(config, model, Batches(dataset, 128, 0), dataset)
-    steps = 10 * 60 / (plan._UPDATE * 2)
+    steps = 10 * 60 / (plan._UPDATE * 128 / 64)
     assert settled.warmup_steps == steps // 20
 
 
@@ -299,6 +303,9 @@ def test_texts_count_with_their_bytes_and_packed_files_with_about_what_they_hold
     packed.write_bytes(gzip.compress(b"".join(b"%d " % (number**7 % 9973) for number in range(20_000))))
     of_file = splits.bytes_of_text(layered({"data": str(packed)}, "keyword").data, None)
     assert of_file == pytest.approx(len(gzip.decompress(packed.read_bytes())), rel=0.5)
+    parquet = tmp_path / "text.parquet"
+    parquet.write_bytes(bytes(1000))
+    assert splits.bytes_of_text(layered({"data": str(parquet)}, "keyword").data, None) == 3000
     assert splits.bytes_of_text(layered({}, "keyword").data, ["abc", "\u0436\u0436"]) == 3 + 4
 
 

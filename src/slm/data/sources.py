@@ -73,7 +73,7 @@ class Corpus:
     def text_bytes(self) -> float:
         """About the size of the text, infinite where a source does not tell."""
         sizes = [
-            _UNPACKED * size if isinstance(part, _FilePart) and formats.endings(part.path)[1] else size
+            _UNPACKED * size if isinstance(part, _FilePart) and part.is_packed else size
             for part in self.parts
             if (size := part.stored_bytes) is not None
         ]
@@ -102,6 +102,11 @@ class _FilePart:
         # A server that tells no stamp may have other content at the same size.
         known = self.file.stamp or not files.is_remote(self.file.path)
         return [self.path, self.file.size, self.file.stamp, self.named] if known else None
+
+    @property
+    def is_packed(self) -> bool:
+        ending, packing = formats.endings(self.path)
+        return bool(packing) or ending == ".parquet"
 
     @property
     def stored_bytes(self) -> int | None:

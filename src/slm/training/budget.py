@@ -91,6 +91,11 @@ def matrix_parameters(config: ModelConfig) -> int:
     return config.num_parameters - embeddings - positions
 
 
+def windows_of(text_tokens: float, config: ModelConfig) -> int:
+    """How many windows a text has, at least one; no batch has more."""
+    return max(1, int(text_tokens - 1) // config.max_seq_len)
+
+
 def flops_per_token(config: ModelConfig) -> float:
     """Floating-point operations of a training step for each token (Kaplan et al. 2020, section 2.1, with attention)."""
     return 6.0 * matrix_parameters(config) + 12.0 * config.num_layers * config.max_seq_len * config.embed_dim
@@ -229,17 +234,18 @@ class _Speeds:
     ) -> tuple[int, float]:
         """Windows of a batch, where they are not asked for, and how many tokens a training of so many seconds sees.
 
-        An update takes no more time than the batch before it.
+        An update takes no more time than the batch before it, where the text has so many windows.
         """
+        all_windows = windows_of(text_tokens, config)
         flops, numbers = math.log(flops_per_token(config)), math.log(config.num_parameters)
         per_token = math.exp(_between(flops, [(f, t) for f, t, _, _ in self.timed]))
         per_update = math.exp(_between(numbers, [(n, u) for _, _, n, u in self.timed]))
-        windows, tokens = batch_size or 1, seconds / per_token
+        windows, tokens = 1, seconds / per_token
         for _ in range(4):  # the batch depends on the tokens, and the tokens on how often there is an update
             wanted = max(batch_tokens_for(tokens, text_tokens), per_update / per_token)
-            windows = batch_size or max(1, round(wanted / config.max_seq_len))
+            windows = min(batch_size or max(1, round(wanted / config.max_seq_len)), all_windows)
             tokens = seconds / (per_token + per_update / (windows * config.max_seq_len))
-        return windows, tokens
+        return batch_size or windows, tokens
 
 
 def _between(x: float, points: list[tuple[float, float]]) -> float:
@@ -279,7 +285,7 @@ def _plan(
         tokens / text_tokens,
         parameters=matrix_parameters(chosen),
         text_tokens=text_tokens,
-        batch_tokens=batch_size * chosen.max_seq_len,
+        batch_tokens=min(batch_size, windows_of(text_tokens, chosen)) * chosen.max_seq_len,
         learning_rate=rate,
     )
     settings = {
@@ -313,16 +319,21 @@ def _reasons(
     seen = f"{tokens / 1e6:,.1f} million" if tokens >= 1e5 else f"{tokens:,.0f}"
     tied = f", {'one table' if made['tie_embeddings'] else 'two tables'} for embeddings and output"
     tied = tied + " (yours)" if "tie_embeddings" in asked else tied * made["tie_embeddings"]
-    read = f"the text is read {passes:,.1f} times, with {crowding:,.1f} parameters for each of its tokens"
+    read = f"the text is read {_short(passes)} times, with {_short(crowding)} parameters for each of its tokens"
     if passes < 1:
-        read = f"only {100 * passes:.2g} % of the text is read"
+        read = f"only {_short(100 * passes)} % of the text is read"
     elif passes > _TOO_OFTEN:
         read += "; more text would help more than more time"
     lines = (
         sizes,
         f"batches of {windows} of {told('max_seq_len')}, learning rate {told('learning_rate', '.2g')}, for the {seen} "
         "tokens that this machine should see in the time",
-        f"weight decay {told('weight_decay', '.2g')}, dropout {told('dropout', 'g')}{tied}, for {read}",
+        f"weight decay {told('weight_decay', '.2g')}, dropout {told('dropout', 'g')}{tied}, because {read}",
         f"timed on {machine.why}",
     )
     return "\n".join(lines)
+
+
+def _short(number: float) -> str:
+    """With one digit after the point, or the first one of a small number."""
+    return f"{number:,.1f}" if number >= 0.1 else f"{number:.1g}"

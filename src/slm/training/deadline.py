@@ -15,12 +15,14 @@ class Deadline:
     def __init__(self, seconds: float, left: float | None = None) -> None:
         """seconds: of the whole run. left: of them, where it is gone on with."""
         self.seconds = seconds
-        now = time.monotonic()
-        self._end = now + (seconds if left is None else left)
-        # Times, without evaluations, and steps, for the pace.
-        self._marks: list[tuple[float, int]] = [(now, 0)] if left is None else []
+        self._end = time.monotonic() + (seconds if left is None else left)
+        self._marks: list[tuple[float, int]] = []  # times, without evaluations, and steps, for the pace
         self._evaluating = 0.0  # seconds of all evaluations
         self._evaluation: float | None = None  # of the last one
+
+    def begin(self, step: int) -> None:
+        """Marks that the steps begin now, after this one."""
+        self._marks = [(time.monotonic() - self._evaluating, step)]
 
     def left(self) -> float:
         """Seconds until the end, below 0 when it has passed."""
@@ -41,11 +43,12 @@ class Deadline:
 
         reserve: seconds to keep for what comes after all. eval_every: steps between the evaluations that are still to
         come, besides that of the end. evaluation_steps: how many steps take as long as one, as long as none was made.
-        To be called after each step. The pace is that of the later half of the steps so far, for machines drift.
+        To be called after each step since `begin`. The pace is that of the later half of the steps so far, for machines
+        drift.
         """
         evaluation = self._evaluation or 0.0
         now, left = time.monotonic() - self._evaluating, self.left() - reserve
-        if not self._marks or now - self._marks[-1][0] > self.seconds / _MARKS:
+        if now - self._marks[-1][0] > self.seconds / _MARKS:
             self._marks.append((now, step))
         began = self._marks[0][0]
         since, first = next(mark for mark in reversed(self._marks) if mark[0] <= (began + now) / 2)

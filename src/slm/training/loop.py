@@ -182,6 +182,8 @@ class Trainer:
         try:
             if self.evaluation_is_due:  # the run was interrupted in it
                 self.evaluate()
+            if self.deadline:
+                self.deadline.begin(self.step)
             for is_epoch_end, tokens, targets in self.steps():
                 if self.history.status != "finished" or self.is_asked_to_stop():
                     break

@@ -64,8 +64,7 @@ def settle(
     machine = choose_machine(config, model, batch, total_steps * parts)
     if config.max_minutes and not config.max_steps and None in (config.warmup_steps, config.eval_every):
         few = quick_part(batch) if machine.device.type == "cpu" else batch
-        parts_of_step = parts * len(batch[0]) / len(few[0])
-        seconds = _UPDATE * parts_of_step * seconds_of_step(model, few, machine)[0]
+        seconds = _UPDATE * len(tokens) / len(few[0]) * seconds_of_step(model, few, machine)[0]
         total_steps = max(1, int(60 * config.max_minutes / seconds))
     return machine, resolve(config, total_steps, batches, val_dataset, machine)
 
