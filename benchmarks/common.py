@@ -65,18 +65,28 @@ def prepared(settings: dict[str, Any]) -> PreparedData:
     )
 
 
-def text_of(corpus: str, data_dir: Path) -> str:
-    """The data of a corpus: a built-in name, or the path of a text."""
-    if corpus == "python":
+def text_of(corpus: str, data_dir: Path, characters: int | None = None) -> str:
+    """The data of a corpus, or of its first characters: a built-in name, or the path of a text."""
+    if corpus == "python" and characters is None:
         return "python"
-    path = Path(tempfile.gettempdir()) / f"slm-benchmark-{corpus}.txt"
+    path = Path(tempfile.gettempdir()) / f"slm-benchmark-{corpus}{f'-{characters}' if characters else ''}.txt"
     if not path.exists():
-        if corpus == "multi30k":
-            path.write_bytes(gzip.decompress((data_dir / "multi30k.train.en.gz").read_bytes()))
-        else:
-            rows = (data_dir / "sms_spam.tsv").read_text(errors="replace").splitlines()
-            path.write_text("\n".join(row.split("\t", 1)[1] for row in rows if "\t" in row))
+        part = path.with_suffix(f".{os.getpid()}")
+        part.write_text(_text(corpus, data_dir)[:characters])
+        part.replace(path)
     return str(path)
+
+
+def _text(corpus: str, data_dir: Path) -> str:
+    if corpus == "python":
+        from slm.data.counts import Counts
+        from slm.data.sources import read_corpus
+
+        return "".join(chunk.text for chunk in read_corpus(("python",)).chunks(0, Counts()))
+    if corpus == "multi30k":
+        return gzip.decompress((data_dir / "multi30k.train.en.gz").read_bytes()).decode()
+    rows = (data_dir / "sms_spam.tsv").read_text(errors="replace").splitlines()
+    return "\n".join(row.split("\t", 1)[1] for row in rows if "\t" in row)
 
 
 def where() -> str:

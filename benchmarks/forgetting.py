@@ -17,9 +17,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import statistics
-import tempfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,8 +27,6 @@ import torch
 from common import Results, in_new_process, prepared, text_of, where
 
 import slm
-from slm.data.counts import Counts
-from slm.data.sources import read_corpus
 from slm.settings import layered
 from slm.training import budget
 from slm.training.deadline import DECAY_SHARE
@@ -38,20 +34,6 @@ from slm.training.deadline import DECAY_SHARE
 CORPORA = ("sms", "multi30k", "python")
 WIDTHS = (64, 128, 192)
 WINDOW, CHARACTERS = 256, 550_000
-
-
-def data_of(corpus: str, data_dir: Path) -> str:
-    """The path of the first CHARACTERS of a corpus."""
-    path = Path(tempfile.gettempdir()) / f"slm-benchmark-{corpus}-{CHARACTERS}.txt"
-    if not path.exists():
-        if corpus == "python":
-            text = "".join(chunk.text for chunk in read_corpus(("python",)).chunks(0, Counts()))
-        else:
-            text = Path(text_of(corpus, data_dir)).read_text()
-        part = path.with_suffix(f".{os.getpid()}")
-        part.write_text(text[:CHARACTERS])
-        part.replace(path)
-    return str(path)
 
 
 def run(
@@ -67,7 +49,7 @@ def run(
     """Weight decay, dropout, crowding and bits per byte of one run."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    basis = {"data": data_of(corpus, Path(data_dir)), "vocab_size": 1024, "max_seq_len": WINDOW}
+    basis = {"data": text_of(corpus, Path(data_dir), CHARACTERS), "vocab_size": 1024, "max_seq_len": WINDOW}
     text_tokens = len(prepared(basis).train_dataset.tokens)
     steps_of_pass = text_tokens / (batch_size * WINDOW)
     rate = budget.learning_rate_for(passes * text_tokens)
@@ -132,7 +114,7 @@ def main() -> None:
     rows = [dict(zip(names, row, strict=True)) | {"data_dir": str(arguments.data_dir)} for row in every]
     cells = [{"forgotten_in": n, "seed": seed} for n in arguments.forgotten_in for seed in arguments.seeds]
     for corpus in arguments.only:
-        data_of(corpus, arguments.data_dir)
+        text_of(corpus, arguments.data_dir, CHARACTERS)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         all_made = pool.map(measure, [{**row, **cell} for row in rows for cell in cells])
         for row in rows:

@@ -2,9 +2,9 @@
 
     python benchmarks/scaling.py --data_dir DIR --results scaling.jsonl [--jobs 2]
 
-Trains models of several widths for several times on 'python' (built in), the English captions of Multi30k and the
-messages of SMS spam (DIR holds multi30k.train.en.gz and sms_spam.tsv), each run in a process of its own on one thread,
-with as many steps as fit into its CPU seconds, and fits
+Trains models of several widths for several times on 'python' (built in), half a megabyte of it ("modules"), the English
+captions of Multi30k and the messages of SMS spam (DIR holds multi30k.train.en.gz and sms_spam.tsv), each run in a
+process of its own on one thread, with as many steps as fit into its CPU seconds, and fits
 
     bits per byte = E + s x (RATIO / parameters^ALPHA + 1 / tokens^BETA)
 
@@ -37,14 +37,21 @@ from slm.training.deadline import DECAY_SHARE
 
 SECONDS = (30, 120)  # of CPU time
 COUNTS = 0.01  # a point that is so far behind the best of its time counts 1/e of it: which one is best matters
-WIDTHS = {"python": (64, 128, 192, 256), "multi30k": (64, 128, 192, 256), "sms": (128, 192, 256, 320)}
-VOCABULARY = {"python": 4096, "multi30k": 4096, "sms": 1024}
+WIDTHS = {
+    "python": (64, 128, 192, 256),
+    "multi30k": (64, 128, 192, 256),
+    "sms": (128, 192, 256, 320),
+    "modules": (64, 128, 192, 256),
+}
+VOCABULARY = {"python": 4096, "multi30k": 4096, "sms": 1024, "modules": 1024}
+CHARACTERS = 550_000  # of the modules
 
 
 def settings_of(corpus: str, width: int, seconds: float, tokens: float, data_dir: Path) -> dict[str, Any]:
     """The settings of a run of so many tokens, as a plan would choose them but for the width and its least batch."""
     window = budget.context_for(seconds)
-    basis = {"data": text_of(corpus, data_dir), "vocab_size": VOCABULARY[corpus], "max_seq_len": window}
+    data = text_of("python", data_dir, CHARACTERS) if corpus == "modules" else text_of(corpus, data_dir)
+    basis = {"data": data, "vocab_size": VOCABULARY[corpus], "max_seq_len": window}
     text_tokens = len(prepared(basis).train_dataset.tokens)
     batch_size = max(1, round(budget.batch_tokens_for(tokens, text_tokens) / window))
     rate = budget.learning_rate_for(tokens)

@@ -55,7 +55,8 @@ def test_a_run_ends_on_time_with_a_decay_that_was_decided_once(text: str) -> Non
     peak = max(lrs.values())
     before = [lr for step, lr in lrs.items() if step <= decisions[0]["step"]]
     assert before.count(peak) >= len(before) - 1
-    assert lrs[max(lrs)] < 0.2 * peak
+    last, decay_steps = max(lrs), decisions[0]["decay_steps"]  # a busy machine may cut it off before its end
+    assert lrs[last] == pytest.approx(peak * (decisions[0]["max_steps"] + 1 - last) / decay_steps)
     assert run.metrics["val_loss"] < 3.0
     every = run.resolved["eval_every"]  # and no others: an epoch has few steps here
     steps = [record["step"] for record in run.history.evaluations]
@@ -155,7 +156,8 @@ def test_a_run_that_goes_on_in_its_decay_tells_how_many_steps_there_are(
     assert all(f"/{decisions[0]['max_steps']} " in line for line in steps)
 
 
-def test_a_run_that_is_repeated_ends_with_the_same_weights(tmp_path: Path) -> None:
+def test_a_run_that_is_repeated_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Deadline, "has_passed", False)  # a busy machine would cut it off
     (tmp_path / "text.txt").write_text(make_text(400))
     first = train(tmp_path / "text.txt", model_dir=tmp_path / "run")
     again = slm.train(repeat=str(tmp_path / "run"), quiet=True)
