@@ -25,9 +25,9 @@ from slm.training.optimizer import make_optimizer
 from slm.training.tuning import SECONDS, seconds_of_step
 
 # loss = E + s (RATIO / parameters^ALPHA + 1 / tokens^BETA), both in millions and worth less beyond what the text holds.
-RATIO, ALPHA, BETA = 0.31, 0.46, 0.35
+RATIO, ALPHA, BETA = 0.28, 0.53, 0.38
 LEAST_DECAY, MOST_DECAY = 0.1, 2.0  # the latter where a pass has few steps; more was not better in trials
-REPEATS = 4.0  # epochs after the first, of which the last is worth a third of it
+REPEATS = 3.7  # epochs after the first, of which the last is worth a third of it
 PARAMETERS_PER_TOKEN = 20.0  # a guard for tiny texts: parameters beyond so many for each of its tokens are worth less
 
 WIDTHS = (64, 96, 128, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
