@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Results, in_new_process, text_of, where
+from common import Results, text_of, where
 
 import slm
 from slm.settings import layered
@@ -143,10 +143,10 @@ def main() -> None:
     if arguments.task:
         print(json.dumps(run(json.loads(arguments.task))))
         return
-    results = Results(arguments.results)
+    results = Results(arguments.results, __file__)
 
     def measure(**task: Any) -> Any:
-        return results.get(json.dumps(task), lambda: in_new_process(__file__, task))
+        return results.of_task(task)
 
     precision = measure(what="precision")
     seconds = measure(what="times", precision=precision)

@@ -25,8 +25,9 @@ SHAKESPEARE = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 class Results:
     """Measurements by name, one JSON object a line; those that the file holds already are not made again."""
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
+    def __init__(self, path: Path | None, script: str = "") -> None:
+        """script: the benchmark that `of_task` runs."""
+        self.path, self.script = path, script
         lines = path.read_text().splitlines() if path and path.exists() else []
         self.known: dict[str, Any] = dict(json.loads(line) for line in lines)
 
@@ -38,6 +39,10 @@ class Results:
                 with self.path.open("a") as file:
                     file.write(json.dumps([name, self.known[name]]) + "\n")
         return self.known[name]
+
+    def of_task(self, task: dict[str, Any]) -> Any:
+        """What the script finds for that task, in a process of its own."""
+        return self.get(json.dumps(task), lambda: in_new_process(self.script, task))
 
 
 def in_new_process(script: str, task: dict[str, Any], **environment: str) -> Any:

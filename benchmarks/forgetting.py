@@ -21,10 +21,9 @@ import statistics
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
-from common import Results, in_new_process, prepared, text_of, where
+from common import Results, prepared, text_of, where
 
 import slm
 from slm.settings import layered
@@ -100,11 +99,7 @@ def main() -> None:
     if arguments.task:
         print(json.dumps(run(**json.loads(arguments.task))))
         return
-    results = Results(arguments.results)
-
-    def measure(task: dict[str, Any]) -> dict[str, float]:
-        return results.get(json.dumps(task), lambda: in_new_process(__file__, task))
-
+    results = Results(arguments.results, __file__)
     print(f"{where()}, {arguments.jobs} at once; bits per byte (weight decay)")
     columns = "".join(f" in {n:g} passes |" for n in arguments.forgotten_in)
     print(f"| corpus | passes | width | crowding | dropout | batch |{columns}")
@@ -116,7 +111,7 @@ def main() -> None:
     for corpus in arguments.only:
         text_of(corpus, arguments.data_dir, CHARACTERS)
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        all_made = pool.map(measure, [{**row, **cell} for row in rows for cell in cells])
+        all_made = pool.map(results.of_task, [{**row, **cell} for row in rows for cell in cells])
         for row in rows:
             made = list(itertools.islice(all_made, len(cells)))
             told = f"| {row['corpus']} | {row['passes']} | {row['width']} | {made[0]['crowding']:.1f} |"

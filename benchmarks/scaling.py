@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Results, in_new_process, prepared, text_of, where
+from common import Results, prepared, text_of, where
 from torch import Tensor
 
 import slm
@@ -69,13 +69,9 @@ def settings_of(corpus: str, width: int, seconds: float, tokens: float, data_dir
         "device": "cpu",
         "quiet": True,
     }
-    return settings | budget.regularization_for(
-        tokens / text_tokens,
-        parameters=budget.matrix_parameters(layered(settings, "keyword").model),
-        text_tokens=text_tokens,
-        batch_tokens=batch_size * window,
-        learning_rate=rate,
-    )
+    crowding = budget.matrix_parameters(layered(settings, "keyword").model) / text_tokens
+    steps_of_pass = text_tokens / (batch_size * window)
+    return settings | budget.regularization_for(tokens / text_tokens, crowding, steps_of_pass, rate)
 
 
 def run(corpus: str, seconds: float, width: int, data_dir: str) -> dict[str, float]:
@@ -172,7 +168,7 @@ def main() -> None:
     if arguments.task:
         print(json.dumps(run(**json.loads(arguments.task))))
         return
-    results = Results(arguments.results)
+    results = Results(arguments.results, __file__)
     tasks = [
         {"corpus": corpus, "seconds": seconds, "width": width, "data_dir": str(arguments.data_dir)}
         for corpus, widths in WIDTHS.items()
@@ -181,12 +177,9 @@ def main() -> None:
     ]
     print(where(), flush=True)
 
-    def measure(task: dict[str, Any]) -> dict[str, float]:
-        return results.get(json.dumps(task), lambda: in_new_process(__file__, task))
-
     points: dict[str, list[dict[str, float]]] = {}
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        for task, point in zip(tasks, pool.map(measure, tasks), strict=True):
+        for task, point in zip(tasks, pool.map(results.of_task, tasks), strict=True):
             points.setdefault(task["corpus"], []).append(point)
             size = f"{point['parameters'] / 1e6:.2f} M parameters, {point['tokens'] / 1e6:.2f} M tokens"
             passes = f"{point['tokens'] / point['text']:.1f} passes"

@@ -131,13 +131,10 @@ def dropout_for(passes: float, crowding: float) -> float:
     return int(min(4.0, max(0.0, passes / 4 - 1)) * min(1.0, crowding / 6)) / 20
 
 
-def regularization_for(
-    passes: float, *, parameters: float, text_tokens: float, batch_tokens: float, learning_rate: float
-) -> dict[str, Any]:
-    """The settings that suit a text that is read so many times by a model of so many parameters."""
-    crowding = parameters / text_tokens
+def regularization_for(passes: float, crowding: float, steps_of_pass: float, learning_rate: float) -> dict[str, Any]:
+    """The settings that suit a text that is read so many times, with so many parameters for each of its tokens."""
     return {
-        "weight_decay": weight_decay_for(passes, crowding, text_tokens / batch_tokens, learning_rate),
+        "weight_decay": weight_decay_for(passes, crowding, steps_of_pass, learning_rate),
         "dropout": dropout_for(passes, crowding),
         "tie_embeddings": passes >= 3,
     }
@@ -281,17 +278,12 @@ def _plan(
             break
         micro_batch_size = -(-micro_batch_size // 2)
     rate = float(asked.get("learning_rate") or max(learning_rate_for(tokens, train.optimizer), train.min_learning_rate))
-    regularization = regularization_for(
-        tokens / text_tokens,
-        parameters=matrix_parameters(chosen),
-        text_tokens=text_tokens,
-        batch_tokens=min(batch_size, windows_of(text_tokens, chosen)) * chosen.max_seq_len,
-        learning_rate=rate,
-    )
+    passes, crowding = tokens / text_tokens, matrix_parameters(chosen) / text_tokens
+    batch_tokens = min(batch_size, windows_of(text_tokens, chosen)) * chosen.max_seq_len
     settings = {
         **{name: getattr(chosen, name) for name in ("embed_dim", "num_heads", "num_layers", "hidden_dim")},
         "max_seq_len": chosen.max_seq_len,
-        **regularization,
+        **regularization_for(passes, crowding, text_tokens / batch_tokens, rate),
         "batch_size": batch_size,
         "micro_batch_size": micro_batch_size,
         "learning_rate": rate,
@@ -300,8 +292,7 @@ def _plan(
         "threads": machine.threads,
         "precision": machine.precision,
     }
-    crowding = matrix_parameters(chosen) / text_tokens
-    return Plan(settings, _reasons({**settings, **asked}, asked, tokens, tokens / text_tokens, crowding, machine))
+    return Plan(settings, _reasons({**settings, **asked}, asked, tokens, passes, crowding, machine))
 
 
 def _reasons(
