@@ -7,16 +7,19 @@ A test compares the files with what this script would write.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 from pathlib import Path
 
 import slm
 from slm.config import FIELDS, kind_of
+from slm.sampling import Sampling
 
 ROOT = Path(__file__).parent.parent
 DATA = "str | os.PathLike[str] | Iterable[str] | Iterable[int] | Sequence[os.PathLike[str]] | None"
 KINDS = {"strs": "one or several str"}
+SAMPLING = "sampling"  # the group of the settings of generation
 PATHS = {"model_dir", "tokenizer", "config", "repeat"}
 
 
@@ -31,7 +34,7 @@ def flags_page() -> str:
         "`python docs/generate.py`.",
     ]
     groups: dict[str, list[str]] = {}
-    for field in FIELDS.values():
+    for field in (*FIELDS.values(), *dataclasses.fields(Sampling)):
         text = field.metadata["help"].replace("|", "\\|")
         if field.metadata["choices"]:
             text += f" One of {', '.join(f'`{choice}`' for choice in field.metadata['choices'])}."
@@ -40,10 +43,14 @@ def flags_page() -> str:
         row = f"| `--{field.name}` | {KINDS.get(kind_of(field), kind_of(field))} | {_default(field.default)} | {text} |"
         groups.setdefault(field.metadata["group"], []).append(row)
     for group, rows in groups.items():
+        lines += ["", f"## {group.capitalize()}", ""]
+        if group == SAMPLING:
+            lines += [
+                "Of `slm-generate`, `run.generate`, `slm.stream`, `slm.samples` and, but for `stop`,",
+                "`slm.generate_tokens`. The filters apply in this order, each to what those before it leave.",
+                "",
+            ]
         lines += [
-            "",
-            f"## {group.capitalize()}",
-            "",
             "| Flag | Type | Default | What it does |",
             "|---|---|---|---|",
             *rows,

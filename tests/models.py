@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from slm.config import ModelConfig
 from slm.model import LanguageModel
 
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -38,3 +39,9 @@ def with_large_weights(model: LanguageModel, seed: int = 0) -> LanguageModel:
             if "norm" in name and name.endswith("weight"):
                 parameter += 1
     return model.eval()
+
+
+def small_model(**options: Any) -> LanguageModel:
+    """A model of two layers, a window of 8 and 23 tokens, each of which changes what comes next."""
+    sizes = {"vocab_size": 23, "embed_dim": 16, "num_heads": 4, "num_layers": 2, "hidden_dim": 12, "max_seq_len": 8}
+    return with_large_weights(LanguageModel(ModelConfig(**(sizes | options))))

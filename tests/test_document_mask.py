@@ -15,10 +15,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import COMBINATIONS, every_combination, every_pair, with_large_weights
+from plain_generation import assert_same_text, plain_stream
 from torch import Tensor
 
 from slm.config import ModelConfig, UserError
-from slm.model import KVCache, LanguageModel, choose_next_token, stream_tokens
+from slm.model import KVCache, LanguageModel, generate_tokens
+from slm.model.choice import random_stream
+from slm.sampling import Sampling
 
 V, T, NUM_LAYERS, START = 6, 8, 2, 3
 SIZES: dict[str, Any] = {"vocab_size": V, "embed_dim": 16, "num_heads": 4, "num_layers": NUM_LAYERS, "hidden_dim": 12}
@@ -151,17 +154,27 @@ def test_documents_add_no_parameter_and_nothing_to_save(options: dict[str, Any])
 
 def test_without_documents_there_is_no_mask_until_keys_are_cached() -> None:
     model, cache = make_model(None), KVCache(NUM_LAYERS)
-    assert model.mask(ROWS) is None
-    assert model.mask(ROWS, cache) is None
+    assert model.mask(ROWS, slice(0, T)) is None
     model(ROWS[:, :5], cache)
-    assert model.mask(ROWS[:, 5:], cache).tolist() == [[True] * 6 + [False] * 2, [True] * 7 + [False], [True] * T]
+    mask = model.mask(ROWS[:, 5:], cache.extend(ROWS[:, 5:]), cache)
+    assert mask.tolist() == [[True] * 6 + [False] * 2, [True] * 7 + [False], [True] * T]
+
+
+def test_one_position_in_rows_of_equal_length_needs_no_mask_and_in_others_only_what_they_have() -> None:
+    model = make_model(None)
+    for lengths, expected in (([5, 5], None), ([5, 2], [[[[True] * 6]], [[[True] * 3 + [False] * 3]]])):
+        cache = KVCache(NUM_LAYERS)
+        model(ROWS[:, :5], cache)
+        cache.shorten(lengths)
+        mask = model.mask(ROWS[:, :1], cache.extend(ROWS[:, :1]), cache)
+        assert (None if mask is None else mask.tolist()) == expected
 
 
 def test_the_mask_is_made_once_for_all_layers() -> None:
     model, made, used = copy.deepcopy(make_model()), [], []
     model.mask.register_forward_hook(lambda module, arguments, mask: made.append(mask))
     for block in model.blocks:
-        block.register_forward_pre_hook(lambda module, arguments: used.append(arguments[1]))
+        block.register_forward_pre_hook(lambda module, arguments: used.append(arguments[2]))
     model(ROWS)
     assert len(made) == 1
     assert len(used) == NUM_LAYERS
@@ -202,15 +215,12 @@ def test_a_refused_continuation_leaves_the_documents_of_the_cache_alone() -> Non
 
 @pytest.mark.parametrize("positions", ["learned", "rope"])
 def test_a_stream_equals_an_uncached_loop_also_past_the_window(positions: str) -> None:
-    model, generator = make_model(positions=positions), torch.Generator().manual_seed(0)
-    tokens, new = [1, START, 2], []
-    for _ in range(4 * T):
-        tokens = tokens[-T // 2 :] if len(tokens) > T else tokens
-        new.append(choose_next_token(model(torch.tensor([tokens]))[0, -1], 5.0, None, generator))
-        tokens = [*tokens, new[-1]]
+    model, prompts = make_model(positions=positions), [[1, START, 2], [START] * 2 * T, [0, 1]]
     sampling = {"max_new_tokens": 4 * T, "temperature": 5.0, "top_k": None, "seed": 0}
-    assert list(stream_tokens(model, torch.tensor([1, START, 2]), **sampling)) == new
-    assert new.count(START) > 2  # documents begin in what is generated, too
+    texts = generate_tokens(model, prompts, **sampling).tolist()
+    for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        assert_same_text(text, list(plain_stream(model, prompt, Sampling(**sampling), random_stream(0, row))))
+        assert text.count(START) > 1  # documents begin in what is generated, too
 
 
 # Precision, compilation and errors

@@ -229,7 +229,9 @@ def test_product_of_rotated_query_and_key_depends_only_on_their_distance(half: i
     config = ModelConfig(embed_dim=2 * half, num_heads=1, positions="rope", rope_base=base, max_seq_len=12)
     q, k = torch.randn(2, 2 * half, generator=torch.Generator().manual_seed(seed)).double()
     rotate = Rotation(config)
-    every_q, every_k = (rotate(x.expand(1, 12, 1, -1), 0)[0, :, 0] for x in (q, k))  # the same vector at 12 positions
+    every_q, every_k = (
+        rotate(x.expand(1, 12, 1, -1), slice(0, 12))[0, :, 0] for x in (q, k)
+    )  # the same vector at 12 positions
     products = every_q @ every_k.T
     for distance in range(-11, 12):
         along = products.diagonal(distance)
@@ -240,7 +242,7 @@ def test_product_of_rotated_query_and_key_depends_only_on_their_distance(half: i
 
 def test_rotation_tells_distances_apart() -> None:
     rotate = Rotation(ModelConfig(embed_dim=8, num_heads=1, positions="rope", max_seq_len=12))
-    rotated = rotate(torch.ones(1, 12, 1, 8), 0)[0, :, 0]
+    rotated = rotate(torch.ones(1, 12, 1, 8), slice(0, 12))[0, :, 0]
     products = (rotated @ rotated[0]).tolist()
     assert len({round(product, 3) for product in products}) == 12
 
@@ -248,7 +250,11 @@ def test_rotation_tells_distances_apart() -> None:
 def test_rotation_may_start_anywhere() -> None:
     rotate = Rotation(ModelConfig(embed_dim=8, num_heads=1, positions="rope", max_seq_len=12))
     x = torch.randn(2, 12, 3, 8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(rotate(x[:, 5:9], 5), rotate(x, 0)[:, 5:9])
+    whole = rotate(x, slice(0, 12))
+    assert torch.equal(rotate(x[:, 5:9], slice(5, 9)), whole[:, 5:9])
+    positions = torch.tensor([[3, 4], [7, 0]])  # and in each row elsewhere
+    rows = torch.arange(2)[:, None]
+    assert torch.equal(rotate(x[rows, positions], positions), whole[rows, positions])
 
 
 # Shapes and errors
@@ -288,7 +294,10 @@ def test_too_long_continuation_is_refused_and_leaves_the_cache_alone(positions: 
     model(make_tokens(1, T - 2), cache)
     with pytest.raises(ValueError, match=rf"{T + 1} tokens .*max_seq_len = {T}\b"):
         model(make_tokens(1, 3), cache)
-    assert [cache.length(layer) for layer in range(SMALL["num_layers"])] == [T - 2] * SMALL["num_layers"]
+    assert (cache.length(), cache.lengths) == (T - 2, [T - 2])
+    assert_close(
+        model(make_tokens(1, 2), cache), model(torch.cat((make_tokens(1, T - 2), make_tokens(1, 2)), dim=1))[:, -2:]
+    )
 
 
 # Parameters

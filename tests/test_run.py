@@ -23,11 +23,12 @@ from conftest import SMALL, make_text
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 import slm
-import slm.run as run_module
+from slm import writing
 from slm.config import FIELDS, PRESETS, RunOptions
 from slm.data.splits import PreparedData, load_data
 from slm.header import header, warn
 from slm.metrics import evaluate
+from slm.model.generation import NewTokens
 from slm.settings import layered
 from slm.storage import checkpoint, files
 from slm.training import background
@@ -466,12 +467,12 @@ def test_generation_ends_where_the_model_ends_its_document(
     end = run.tokenizer.end_id
     written, prompts = [*run.tokenizer.encode("cat é"), end, *run.tokenizer.encode("dog"), end], []
 
-    def tokens(model: Any, prompt: torch.Tensor, **_: Any) -> Iterator[int]:
-        prompts.append(prompt.tolist())
-        yield from written
+    def tokens(model: Any, given: list[list[int]], *_: Any, **__: Any) -> Iterator[NewTokens]:
+        prompts.extend(given)
+        yield from (NewTokens([id]) for id in written)
         raise AssertionError("nobody asks beyond the end")
 
-    monkeypatch.setattr(run_module, "stream_tokens", tokens)
+    monkeypatch.setattr(writing, "stream_tokens", tokens)
     assert run.generate("a ") == "a cat é"
     assert "".join(slm.stream(run, "")) == "cat é"
     assert prompts == [run.tokenizer.encode("a "), [end]]
@@ -484,11 +485,11 @@ def test_a_prompt_begins_a_document_where_the_model_has_seen_many_begin(
 ) -> None:
     prompts: list[list[int]] = []
 
-    def spy(model: Any, prompt: torch.Tensor, **_: Any) -> Iterator[int]:
-        prompts.append(prompt.tolist())
+    def spy(model: Any, given: list[list[int]], *_: Any, **__: Any) -> Iterator[NewTokens]:
+        prompts.extend(given)
         return iter(())
 
-    monkeypatch.setattr(run_module, "stream_tokens", spy)
+    monkeypatch.setattr(writing, "stream_tokens", spy)
     lines = text.splitlines()
     for documents, begins in ((lines[:150], True), (lines[:20], False)):
         run = slm.train(documents, **SMALL, model_dir=tmp_path / str(begins))
@@ -504,7 +505,7 @@ def test_a_text_that_only_spells_the_end_goes_on(text: str, monkeypatch: pytest.
     run = slm.train([text], **(SMALL | {"tokenizer": "byte"}))
     assert run.tokenizer is not None
     spelled = run.tokenizer.encode("<|endoftext|> and more")
-    monkeypatch.setattr(run_module, "stream_tokens", lambda *_, **__: iter(spelled))
+    monkeypatch.setattr(writing, "stream_tokens", lambda *_, **__: (NewTokens([id]) for id in spelled))
     assert run.generate("a ") == "a <|endoftext|> and more"
 
 

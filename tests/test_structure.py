@@ -15,6 +15,7 @@ FLOORS = {
     "config": 0,
     "fields": 0,
     "recipes": 0,
+    "sampling": 0,
     "settings": 0,
     "_version": 0,
     "storage": 0,
@@ -27,7 +28,9 @@ FLOORS = {
     "display": 4,
     "header": 4,
     "dial": 4,
+    "evaluation": 4,
     "verify": 4,
+    "writing": 4,
     "cli": 5,
     "__init__": 5,
 }

@@ -98,6 +98,25 @@ def test_texts_that_are_often_spoiled_decode_to_themselves(tokenizer: Tokenizer,
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+@pytest.mark.parametrize("begins", [False, True])
+@ours
+@settings(derandomize=True, database=None, deadline=None, max_examples=60)
+@given(prompt=TEXTS, text=TEXTS)
+def test_text_decoded_token_by_token_comes_with_the_last_byte_of_each_character(
+    tokenizer: Tokenizer, begins: bool, prompt: str, text: str
+) -> None:
+    # What ends in the character that stands for no character looks like the beginning of one.
+    prompt, text = prompt.rstrip(UNKNOWN), text.replace(UNKNOWN, "")
+    tokenizer = char_for(tokenizer, prompt + text)
+    decode, seen = tokenizer.decoder([tokenizer.end_id or 0] * begins + tokenizer.encode(prompt)), ""
+    ids = tokenizer.encode(text)
+    for number, id in enumerate(ids, 1):
+        seen += decode(id)
+        whole = tokenizer.decode(ids[:number])
+        assert seen == whole or (whole.endswith(UNKNOWN) and whole.startswith(seen))
+    assert seen == text
+
+
 @ours
 @settings(deadline=None, max_examples=50)
 @given(text=TEXTS)

@@ -9,12 +9,17 @@ from slm.config import DataConfig as DataConfig, ModelConfig as ModelConfig, Run
 from slm.data.dataset import TextDataset as TextDataset
 from slm.data.prepare import prepare as prepare
 from slm.data.tokenizer import Tokenizer as Tokenizer, make_tokenizer as make_tokenizer
+from slm.evaluation import compare as compare, evaluate as evaluate
+from slm.metrics.scoring import Comparison as Comparison, Evaluation as Evaluation
+from slm.model.generation import generate_tokens as generate_tokens
 from slm.model.kv_cache import KVCache as KVCache
 from slm.model.loss import WithLoss as WithLoss, next_token_loss as next_token_loss
 from slm.model.transformer import LanguageModel as LanguageModel
-from slm.run import Run as Run, load as load, stream as stream
+from slm.run import Run as Run, load as load
+from slm.sampling import Sampling as Sampling
 from slm.training.loop import History as History, train_and_evaluate as train_and_evaluate
 from slm.verify import verify_resume as verify_resume
+from slm.writing import Sample as Sample, samples as samples, stream as stream
 from slm.training.loop import Record
 
 def train(

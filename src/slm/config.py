@@ -306,7 +306,7 @@ class TrainConfig(Checked):
         "CPU threads; auto times some steps with each number and takes the fastest.",
         group="machine",
         rule="1 to 1024",
-        auto=True,
+        word="auto",
     )
     compile: str = setting(
         "auto",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from slm.metrics.scoring import Estimate, Evaluation, PositionLoss
+    from slm.metrics.yardsticks import Yardstick
     from slm.training.loop import History
 
 _CALM_SECONDS = 10.0  # between plain progress lines
@@ -75,6 +78,32 @@ class Display:
         if path:
             self.print(f"model: {path}{resumable}")
 
+    def evaluation(self, name: str, found: Evaluation) -> None:
+        """All numbers of a model on a text."""
+        size = "" if found.num_bytes is None else f" of {found.num_bytes:,} bytes"
+        rows = {
+            "model": name,
+            "text": f"{found.text}: {found.num_tokens:,} tokens{size}",
+            "val_loss": f"{_estimate(found.loss, 4)} nats per token",
+            "perplexity": _estimate(found.perplexity, 2),
+            "bits per byte": _estimate(found.bits_per_byte, 4) if found.bits_per_byte else "unknown",
+            "accuracy": f"{_estimate(found.accuracy, 2, 100)} %",
+            "top-5 accuracy": f"{_estimate(found.top5_accuracy, 2, 100)} %",
+            "+-": f"standard errors, over {found.units_told}",
+            "by context": ", ".join(f"{_range(one)}: {one.loss:.3f}" for one in found.loss_by_position)
+            + " (val_loss after so many tokens of the window)",
+        }
+        self.header(rows)
+        self.yardsticks(found.yardsticks, found.as_yardstick)
+        if found.yardsticks_missing:
+            self.print(f"no yardsticks, which learn from the training text: {found.yardsticks_missing}")
+        self.print("")
+
+    def yardsticks(self, found: Sequence[Yardstick], model: Yardstick) -> None:
+        """What simple predictors score on the same text, with the model among them, worst first."""
+        for line in yardstick_lines(found, model):
+            self.print(line)
+
     @contextmanager
     def live(self, total_steps: int, seconds: float | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
         """A context that gives the consumer of a run's records; seconds: that the run may still take, where known."""
@@ -86,6 +115,51 @@ class Display:
                 yield show
         else:
             yield _Plain(eta, self.print)
+
+
+def _estimate(found: Estimate, digits: int, scale: float = 1) -> str:
+    """Such as 2.3871 +- 0.0123."""
+    value, error = (scale * number for number in found)
+    return f"{value:,.{digits}f}" + (f" +- {error:,.{digits}f}" if error == error else "")  # else not a number
+
+
+def _range(found: PositionLoss) -> str:
+    return f"{found.fewest}" if found.fewest == found.most else f"{found.fewest}-{found.most}"
+
+
+def yardstick_lines(found: Sequence[Yardstick], model: Yardstick) -> list[str]:
+    """A table of yardsticks with the model among them, worst first, and whether it beats those that count tokens."""
+    columns = {title: tell for title, tell in _COLUMNS.items() if tell(model)}
+    scores = {one.name: one.bits_per_byte if model.bits_per_byte is not None else one.loss for one in (*found, model)}
+    shown = [one for one in (*found, model) if scores[one.name] is not None]
+    counting = [one for one in shown if one.loss is not None and one is not model]
+    if not counting:
+        return []
+    shown.sort(key=lambda one: scores[one.name], reverse=True)  # type: ignore[arg-type, return-value]
+    width = max(len(one.name) for one in shown)
+    lines = [f"{'on the same text':<{width + 2}}" + "".join(f"{title:>15}" for title in columns)]
+    for one in shown:
+        told = f"   {one.told}" if one.told else ""
+        line = f"  {one.name:<{width}}" + "".join(f"{tell(one):>15}" for tell in columns.values()) + told
+        lines.append(line.rstrip())
+    best = min(counting, key=lambda one: scores[one.name])  # type: ignore[arg-type, return-value]
+    is_better = scores[model.name] < scores[best.name]  # type: ignore[operator]
+    why = "" if is_better else ", which only counts: it has more to learn"
+    return [*lines, f"{model.name} is {'better' if is_better else 'not better'} than the {best.name}{why}"]
+
+
+def _told(number: float | None, digits: int, unit: str = "") -> str:
+    return "" if number is None else f"{number:,.{digits}f}{unit}"
+
+
+# The columns of the table, each with what it tells of a predictor, or nothing.
+_COLUMNS: dict[str, Callable[[Yardstick], str]] = {
+    "bits per byte": lambda one: _told(one.bits_per_byte, 3),
+    "val_loss": lambda one: _told(one.loss, 4),
+    "perplexity": lambda one: _told(one.loss and math.exp(min(one.loss, 700)), 2),
+    "accuracy": lambda one: _told(one.accuracy and 100 * one.accuracy, 2, " %"),
+    "top-5": lambda one: _told(one.top5_accuracy and 100 * one.top5_accuracy, 2, " %"),
+}
 
 
 def _evaluation(record: Mapping[str, Any]) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -24,6 +25,8 @@ RULES: dict[str, Callable[[Any], bool]] = {
     "1 to 1024": lambda value: 1 <= value <= 1024,
     "at least 2": lambda value: value >= 2,
     "above 0": lambda value: value > 0,
+    "above 0 and at most 1": lambda value: 0 < value <= 1,
+    "0 to 1": lambda value: 0 <= value <= 1,
     "0 or above": lambda value: value >= 0,
     "at least 0 and below 1": lambda value: 0 <= value < 1,
     "above 0 and below 1": lambda value: 0 < value < 1,
@@ -38,13 +41,13 @@ def setting(
     rule: str | None = None,
     choices: tuple[str, ...] = (),
     everyday: bool = False,
-    auto: bool = False,
+    word: str | None = None,
 ) -> T:
     """A dataclass field that carries all that flags, help and checks need to know of it.
 
-    auto: the word "auto" stands for None.
+    word: such as "auto", stands for None.
     """
-    metadata = {"help": help, "group": group, "rule": rule, "choices": choices, "everyday": everyday, "auto": auto}
+    metadata = {"help": help, "group": group, "rule": rule, "choices": choices, "everyday": everyday, "word": word}
     field: T = dataclasses.field(default=default, metadata=metadata)
     return field
 
@@ -58,12 +61,12 @@ def kind_of(field: dataclasses.Field[Any]) -> str:
 def _converted(field: dataclasses.Field[Any], value: Any) -> Any:
     """The value in the field's type (2 is a fine float), or a UserError that names the rule it breaks."""
     kind = kind_of(field)
-    if field.metadata["auto"] and value == "auto":
+    if value is not None and value == field.metadata["word"]:
         value = None
     if value is None and str(field.type).endswith("| None"):
         return None
     if kind == "strs":
-        return _several(field.name, value)
+        return _several(field, value)
     if kind == "int" and isinstance(value, numbers.Integral) and not isinstance(value, bool):
         value = int(value)
         if abs(value) >= 2**63:
@@ -85,11 +88,12 @@ def _converted(field: dataclasses.Field[Any], value: Any) -> Any:
     return value
 
 
-def _several(name: str, value: Any) -> tuple[str, ...]:
+def _several(field: dataclasses.Field[Any], value: Any) -> tuple[str, ...]:
     """One or several strings as a tuple."""
     values = (value,) if isinstance(value, str) else value
     if not isinstance(values, list | tuple) or not values or not all(isinstance(one, str) for one in values):
-        raise UserError(f"{name} = {value!r}: must be a path, a URL or a built-in name, or a list of them.")
+        what = "a path, a URL or a built-in name" if field.metadata["group"] == "data" else "a text"
+        raise UserError(f"{field.name} = {value!r}: must be {what}, or a list of them.")
     return tuple(values)
 
 
@@ -100,3 +104,25 @@ class Checked:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _converted(field, getattr(self, field.name)))
+
+
+def signature_with(
+    function: Callable[..., Any], fields: Iterable[dataclasses.Field[Any]], **defaults: Any
+) -> inspect.Signature:
+    """The signature of a function with each field in place of its `**settings`, for notebooks to complete and show.
+
+    defaults: of this function, where they are not the fields' own.
+    """
+    signature = inspect.signature(function)
+    named = [parameter for parameter in signature.parameters.values() if parameter.kind != parameter.VAR_KEYWORD]
+    settings = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=defaults.get(field.name, field.default),
+            annotation=field.type,
+        )
+        for field in fields
+        if field.name not in signature.parameters
+    ]
+    return signature.replace(parameters=[*named, *settings])

@@ -1,17 +1,14 @@
-"""Run, train, load, stream: what a notebook holds in its hand."""
+"""Run, train, load: what a notebook holds in its hand."""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
+import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import Any
-
-import torch
 
 from slm.config import FIELDS, DataConfig, UserError
 from slm.data.batches import Batches, stream_seed
@@ -20,8 +17,9 @@ from slm.data.splits import PreparedData
 from slm.data.tokenizer import Tokenizer
 from slm.dial import minutes_of, planned_of, read_and_plan
 from slm.display import Display
+from slm.fields import signature_with
 from slm.header import header, warn
-from slm.model.generation import stream_tokens
+from slm.metrics.yardsticks import FULL_SECONDS, Yardstick, yardsticks
 from slm.model.transformer import LanguageModel
 from slm.settings import Settings, as_settings, flat, layered, read_table
 from slm.storage import checkpoint, files
@@ -33,6 +31,7 @@ from slm.training.packing import pack_model, unpack_model, versions
 from slm.training.plan import settle
 from slm.training.resume import MODEL
 from slm.training.saving import RunFolder
+from slm.writing import stream
 
 _SAMPLE_TOKENS, _SAMPLE_SECONDS = 120, 0.5
 
@@ -50,7 +49,7 @@ class Run:
     history: History | None = None  # None for a run that was loaded
     save_error: str | None = None  # what could not be written to this disk
     upload_error: str | None = None  # what did not arrive at the URL
-    source_bits_per_byte: float | None = None  # of the validation text, where its entropy is known; not saved
+    data: PreparedData | None = field(default=None, repr=False)  # of a run that was trained here; not saved
 
     @property
     def step(self) -> int:
@@ -62,18 +61,13 @@ class Run:
         """The token that begins a document, where the model has seen it begin many; None where it has not."""
         return self.tokenizer.end_id if self.tokenizer and self.made_with.get("many_documents") else None
 
-    def generate(
-        self,
-        prompt: str = "",
-        *,
-        max_new_tokens: int = 200,
-        temperature: float = 0.8,
-        top_k: int | None = 50,
-        seed: int | None = None,
-    ) -> str:
-        """The prompt and the text that the model writes after it; see `stream` for the arguments."""
-        pieces = stream(self, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed)
-        return prompt + "".join(pieces)
+    def generate(self, prompt: str = "", **sampling: Any) -> str:
+        """The prompt and the text that the model writes after it; sampling: the settings of `slm.Sampling`, by name.
+
+        It ends after max_new_tokens (200), before a `stop` text, or where the model ends its document. `slm.stream`
+        gives the text as it is written; `slm.samples` gives several, of one prompt or many, with all about them.
+        """
+        return prompt + "".join(stream(self, prompt, **sampling))
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Writes model.pt, config.toml and metrics.jsonl to a folder or URL that holds no run yet.
@@ -96,41 +90,6 @@ class Run:
     def __repr__(self) -> str:
         loss = f", val_loss {self.metrics['val_loss']:.4f}" if "val_loss" in self.metrics else ""
         return f"<slm.Run: {self.model.config.num_parameters:,} parameters, step {self.step}{loss}>"
-
-
-def stream(
-    run: Run,
-    prompt: str = "",
-    *,
-    max_new_tokens: int = 200,
-    temperature: float = 0.8,
-    top_k: int | None = 50,
-    seed: int | None = None,
-) -> Iterator[str]:
-    """Pieces of the text that the model writes after the prompt, without the prompt.
-
-    It ends after max_new_tokens, or where the model ends its document. A model that was trained on 100 documents or
-    more takes the prompt as the beginning of one.
-    temperature: 0 always takes the likeliest token, higher is wilder. top_k: choose among so many likeliest, None
-    among all. seed: the same seed gives the same text; None draws anew. Raises UserError for a run without a
-    tokenizer (the dummy data has none) and for arguments that make no sense.
-    """
-    if run.tokenizer is None:
-        raise UserError(
-            "this model has no tokenizer, for it was trained on dummy tokens or on token ids: it cannot write text."
-        )
-    start = [] if run.start_id is None else [run.start_id]
-    ids = [*start, *run.tokenizer.encode(prompt)] or [run.tokenizer.end_id or 0]
-    tokens = stream_tokens(
-        run.model,
-        torch.tensor(ids),
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        seed=seed,
-    )
-    end_id = run.tokenizer.end_id
-    return run.tokenizer.decode_stream(ids, takewhile(lambda id: id != end_id, tokens))
 
 
 def load(path: str | os.PathLike[str]) -> Run:
@@ -168,24 +127,7 @@ def train(
     return train_run(settings_of_run, given, val_given, on_log=on_log, should_stop=should_stop)
 
 
-def _signature_with_settings() -> inspect.Signature:
-    """The signature of `train` with each setting as a keyword, so that notebooks complete and show them."""
-    signature = inspect.signature(train)
-    named = [parameter for parameter in signature.parameters.values() if parameter.kind != parameter.VAR_KEYWORD]
-    settings = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None if name == "model_dir" else field.default,
-            annotation=field.type,
-        )
-        for name, field in FIELDS.items()
-        if name != "data"
-    ]
-    return signature.replace(parameters=[*named, *settings])
-
-
-train.__signature__ = _signature_with_settings()  # type: ignore[attr-defined]
+train.__signature__ = signature_with(train, FIELDS.values(), model_dir=None)  # type: ignore[attr-defined]
 
 
 def train_run(
@@ -253,8 +195,7 @@ def _train(
     if data.tokenizer is None:
         del resolved["tokenizer"]
     rows = header(settings, data, model_config, config, machine, len(batches), memory, plan)
-    run = Run(model, data.tokenizer, {}, settings.asked(), resolved, made_with)
-    run.source_bits_per_byte = data.source_bits_per_byte
+    run = Run(model, data.tokenizer, {}, settings.asked(), resolved, made_with, data=data)
     if settings.options.plan_only:
         display.header(rows)
         warn(settings, data, config, len(batches))
@@ -267,7 +208,8 @@ def _train(
     display.header(rows)
     warn(settings, data, config, len(batches))
     if deadline:
-        config = dataclasses.replace(config, max_minutes=max(1.0, deadline.left() - _SAMPLE_SECONDS) / 60)
+        reserved = _SAMPLE_SECONDS + (0.0 if display.quiet else 0.4 * _yardstick_seconds(deadline.seconds))
+        config = dataclasses.replace(config, max_minutes=max(1.0, deadline.left() - reserved) / 60)
     left = previous.seconds_left if previous and previous.checkpoint else deadline.left() if deadline else None
     total_steps = config.max_steps or (previous.manifest.get("total_steps", 0) if previous else 0)
     with display.live(total_steps, left) as show:
@@ -349,5 +291,31 @@ def _finish(run: Run, display: Display, data: PreparedData, model_dir: str | Non
         # Only where documents were told apart has the model learned how one begins.
         prompt = "" if data.many_documents else "\n"
         display.sample(run.generate(prompt, max_new_tokens=_SAMPLE_TOKENS, seed=0).strip())
+        if not display.quiet:
+            _show_yardsticks(run, display, data)
     path = files.join(model_dir, MODEL) if model_dir else None
     display.summary(run.metrics, history, path, data.source_bits_per_byte)
+
+
+def _show_yardsticks(run: Run, display: Display, data: PreparedData) -> None:
+    """What simple predictors make of the validation text, measured in a small share of the time that the run took."""
+    found = yardsticks(
+        data.train_dataset.tokens,
+        data.val_dataset,
+        run.tokenizer,
+        data.vocab_size,
+        seconds=_yardstick_seconds(run.metrics["elapsed_seconds"]),
+        source_bits_per_byte=data.source_bits_per_byte,
+    )
+    metrics = run.metrics
+    bits, loss, accuracy = (metrics.get(name) for name in ("val_bits_per_byte", "val_loss", "val_accuracy"))
+    display.yardsticks(found, Yardstick("this model", bits, loss, accuracy=accuracy))
+    display.print("")
+
+
+def _yardstick_seconds(run_seconds: float) -> float:
+    """What yardsticks may take on a slow core after a run of so many seconds: 5 % of them, in powers of two.
+
+    Powers, so that a run and its repetition, which takes a little less or more, measure on the same samples.
+    """
+    return float(min(FULL_SECONDS, 2.0 ** math.floor(math.log2(max(0.05 * run_seconds, 1e-3)))))

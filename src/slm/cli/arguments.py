@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from slm._version import __version__
-from slm.config import FIELDS, UserError, kind_of
+from slm.config import UserError, kind_of
 from slm.settings import nearest
 
 TYPES: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
@@ -58,11 +58,11 @@ def _with_underscores(argument: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
-def add_fields(parser: Parser, names: Iterable[str], *, everything: bool) -> None:
+def add_fields(parser: Parser, fields: Iterable[dataclasses.Field[Any]], *, everything: bool) -> None:
     """Adds a flag for each field, by group; those that are not everyday show in the help only with `everything`."""
     groups: dict[str, Any] = {}
-    for name in names:
-        field = FIELDS[name]
+    for field in fields:
+        name = field.name
         name_of_group = field.metadata["group"]
         if name_of_group not in groups:
             groups[name_of_group] = parser.add_argument_group(name_of_group)
@@ -77,18 +77,20 @@ def add_fields(parser: Parser, names: Iterable[str], *, everything: bool) -> Non
             several = {"nargs": "+"} if kind == "strs" else {}
             kind = kind.removesuffix("s") if several else kind
             metavar = None if choices else kind.upper()
-            read = _or_auto(TYPES[kind]) if field.metadata["auto"] else TYPES[kind]
+            read = _or_word(TYPES[kind], field.metadata["word"])
             group.add_argument(f"--{name}", type=read, choices=choices, metavar=metavar, help=help, **several)
 
 
-def _or_auto(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """`read`, but for the word auto, which stands for itself."""
+def _or_word(read: Callable[[str], Any], word: str | None) -> Callable[[str], Any]:
+    """`read`, but for the word, which stands for itself."""
+    if word is None:
+        return read
 
-    def read_or_auto(text: str) -> Any:
-        return text if text == "auto" else read(text)
+    def read_or_word(text: str) -> Any:
+        return text if text == word else read(text)
 
-    read_or_auto.__name__ = getattr(read, "__name__", "value")  # which argparse names in its message
-    return read_or_auto
+    read_or_word.__name__ = getattr(read, "__name__", "value")  # which argparse names in its message
+    return read_or_word
 
 
 def field_help(field: dataclasses.Field[Any]) -> str:
@@ -96,8 +98,8 @@ def field_help(field: dataclasses.Field[Any]) -> str:
     text = str(field.metadata["help"])
     if field.default is True:
         text += f" On by default; --no_{field.name} turns it off."
-    elif field.metadata["auto"]:
-        text += " (auto)"
+    elif field.metadata["word"] and field.default is None:
+        text += f" ({field.metadata['word']})"
     elif field.default is not None and field.default is not False:
         text += f" ({field.default})"
     return text.replace("%", "%%")

@@ -2,51 +2,114 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
+import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from slm.cli.arguments import OK, Parser, run_command
+from slm.cli.arguments import OK, Parser, add_fields, run_command
+from slm.sampling import NAMES as SAMPLING
+from slm.sampling import Sampling
 
-DESCRIPTION = "Let a model that slm-train made continue a prompt."
+if TYPE_CHECKING:
+    from slm.run import Run
+    from slm.writing import Sample
+
+DESCRIPTION = (
+    "Let a model that slm-train made continue a prompt. Without one it continues each line that you type, until the "
+    "end of the input (Ctrl-D)."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Writes the prompt and its continuation to standard output, piece by piece."""
     parser = make_parser()
-    values = {
-        "model_dir": ".",
-        "prompt": "",
-        **parser.parse(sys.argv[1:] if arguments is None else arguments),
-    }
-    return run_command(parser.prog, lambda: _generate(**values))
+    values = parser.parse(sys.argv[1:] if arguments is None else arguments)
+    if "prompt" in values and "prompt_file" in values:
+        parser.error("--prompt and --prompt_file both name the prompt: give one of them.")
+    if values.get("num_samples", 1) < 1:
+        parser.error(f"num_samples = {values['num_samples']}: must be at least 1.")
+    sampling = {name: values.pop(name) for name in SAMPLING if name in values}
+    return run_command(parser.prog, lambda: _generate(Sampling.from_names(sampling), **values))
 
 
 def make_parser() -> Parser:
     """The parser of slm-generate."""
     parser = Parser("slm-generate", DESCRIPTION)
-    add = parser.add_argument
-    add("--model_dir", metavar="STR", help="Folder or URL of the run, or its model.pt. (.)")
-    add("--prompt", metavar="STR", help="Text to continue.")
-    add("--max_new_tokens", type=int, metavar="INT", help="Tokens to write. (200)")
-    add(
-        "--temperature",
-        type=float,
-        metavar="FLOAT",
-        help="0 takes the likeliest token, higher is wilder. (0.8)",
+    group = parser.add_argument_group("what")
+    group.add_argument("--model_dir", metavar="STR", help="Folder or URL of the run, or its model.pt. (.)")
+    group.add_argument("--prompt", metavar="STR", help="Text to continue.")
+    group.add_argument("--prompt_file", metavar="STR", help="File or URL whose text is the prompt.")
+    group.add_argument("--num_samples", type=int, metavar="INT", help="Continuations to write. (1)")
+    group.add_argument(
+        "--output",
+        choices=("text", "json"),
+        help="json: a line of JSON for each continuation, with its tokens and their log-probabilities. (text)",
     )
-    add("--top_k", type=int, metavar="INT", help="Choose among so many likeliest tokens. (50)")
-    add("--seed", type=int, metavar="INT", help="The same seed gives the same text.")
+    add_fields(parser, dataclasses.fields(Sampling), everything=True)
     return parser
 
 
-def _generate(model_dir: str, prompt: str, **sampling: Any) -> int:
-    from slm.run import load, stream
+def _generate(
+    sampling: Sampling,
+    model_dir: str = ".",
+    prompt: str | None = None,
+    prompt_file: str | None = None,
+    num_samples: int = 1,
+    output: str = "text",
+) -> int:
+    from slm.storage import files
+
+    if prompt_file is not None:
+        files.check_path(prompt_file)
+        prompt = files.read_bytes(prompt_file).decode("utf-8", "replace")
+    from slm.run import load
 
     run = load(model_dir)
-    pieces = stream(run, prompt, **sampling)
-    print(prompt, end="", flush=True)
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
+    settings = {field.name: getattr(sampling, field.name) for field in dataclasses.fields(sampling)}
+    if prompt is not None:
+        _write(run, prompt, num_samples, output, settings)
+        return OK
+    if isinstance(sys.stdin, io.TextIOWrapper):  # as of a prompt_file, whatever is no text of this terminal
+        sys.stdin.reconfigure(errors="replace")
+    shows_prompts = sys.stdin.isatty()
+    while (line := _line(shows_prompts)) is not None:
+        try:
+            _write(run, line, num_samples, output, settings)
+        except KeyboardInterrupt:  # of this text, not of the whole
+            if not shows_prompts:
+                raise
+            print()
     return OK
+
+
+def _line(shows_prompt: bool) -> str | None:
+    """The next line of the input without its end; None after the last."""
+    if shows_prompt:
+        print("> ", end="", flush=True)
+    line = sys.stdin.readline()
+    if not line and shows_prompt:
+        print()
+    return line.rstrip("\r\n") if line else None
+
+
+def _write(run: Run, prompt: str, num_samples: int, output: str, settings: dict[str, Any]) -> None:
+    """The continuations of one prompt, on standard output."""
+    from slm.writing import samples, stream
+
+    if output == "text" and num_samples == 1:
+        pieces = stream(run, prompt, **settings)
+        print(prompt, end="", flush=True)
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        print()
+        return
+    made = samples(run, prompt, num_samples=num_samples, log_probabilities=output == "json", **settings)
+    for number, sample in enumerate(made, 1):
+        print(_json(sample) if output == "json" else f"--- {number} of {len(made)}\n{sample.prompt}{sample.text}")
+
+
+def _json(sample: Sample) -> str:
+    return json.dumps(dataclasses.asdict(sample), ensure_ascii=False)

@@ -30,7 +30,7 @@ def make_parser() -> Parser:
     parser = Parser("slm-prepare", DESCRIPTION)
     group_of = {name: field.metadata["group"] for name, field in FIELDS.items()}
     names = [name for name, group in group_of.items() if group == "data" and name != "mask_documents"]
-    add_fields(parser, [*names, "vocab_size", "recheck", "quiet"], everything=True)
+    add_fields(parser, [FIELDS[name] for name in (*names, "vocab_size", "recheck", "quiet")], everything=True)
     group = parser.add_argument_group("where")
     group.add_argument("--out", metavar="STR", help="New folder or URL for the token files; give it to --data later.")
     group.add_argument("--list", action="store_const", const=True, help="Show what the cache holds.")

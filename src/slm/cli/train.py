@@ -26,7 +26,7 @@ def make_parser(*, everything: bool) -> Parser:
     """The parser of slm-train; its help lists all flags with `everything`, else the everyday ones."""
     parser = Parser("slm-train", DESCRIPTION)
     parser.add_argument("--help_all", action="help", help="Show every flag, not only the everyday ones.")
-    add_fields(parser, FIELDS, everything=everything)
+    add_fields(parser, FIELDS.values(), everything=everything)
     return parser
 
 

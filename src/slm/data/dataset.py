@@ -80,12 +80,15 @@ class TextDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """The windows of those indices, as tokens (B, T) and targets (B, T)."""
-        chosen = indices.numpy()
+        return self._read(*self.places(indices.numpy()))
+
+    def places(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where in the text the windows of those indices begin, (B,), and how many targets each has, (B,)."""
         if self.start_id is None:
-            starts = chosen * self._num_windows // len(self) * self.window
-            return self._read(starts, self.num_targets - starts)
+            starts = indices * self._num_windows // len(self) * self.window
+            return starts, np.minimum(self.num_targets - starts, self.window)
         starts, counts = self._packed
-        return self._read(starts[chosen], counts[chosen])
+        return starts[indices], counts[indices]
 
     def windows_at(self, starts: Tensor) -> tuple[Tensor, Tensor]:
         """The windows that begin at those positions (B,) of the text, as tokens (B, T) and targets (B, T)."""

@@ -48,8 +48,10 @@ class Job:
         out: str | None = None,
         in_files: bool = False,
         recheck: bool = False,
+        tokenizer: Tokenizer | None = None,
         on_progress: Progress,
     ) -> None:
+        """tokenizer: one that is there already; all of the text is then for validation."""
         self.config, self.vocab_size, self.out = config, vocab_size, out
         self.in_files = in_files or out is not None
         self.recheck, self.on_progress = recheck, on_progress
@@ -57,7 +59,11 @@ class Job:
         self.val_corpus = None if val_texts is None else read_texts(val_texts, "val_data")
         if config.val_data:
             self.val_corpus = self._corpus(config.val_data)
-        self.tokenizer_json = None if config.tokenizer in TOKENIZERS else read_tokenizer_file(config.tokenizer)
+        self.only_validation = tokenizer is not None
+        if tokenizer is not None:
+            self.tokenizer_json: str | None = tokenizer.to_json()
+        else:
+            self.tokenizer_json = None if config.tokenizer in TOKENIZERS else read_tokenizer_file(config.tokenizer)
 
     def _corpus(self, names: tuple[str, ...]) -> Corpus:
         return read_corpus(names, text_field=self.config.text_field, split_documents_on=self.config.split_documents_on)
@@ -74,6 +80,7 @@ class Job:
             "tokenizer": self.tokenizer_json or config.tokenizer,
             "vocab_size": self.vocab_size if config.tokenizer == "bpe" else None,
             "version": [FORMAT_VERSION, READING, SAMPLE_CHARS],
+            **({"only_validation": True} if self.only_validation else {}),
         }
 
     def run(self) -> Prepared:
@@ -182,6 +189,8 @@ class Job:
         return open_prepared(folder)
 
     def _split(self, survey: Survey, val_survey: Survey | None) -> Split:
+        if self.only_validation:
+            return Split(cut=0)
         return Split() if val_survey else survey.split(self.config.val_fraction)
 
     def _tokenizer(self, survey: Survey, split: Split) -> Tokenizer:

@@ -75,7 +75,7 @@ def load_data(
     asked: the names of settings that somebody set. Raises UserError where there is too little text.
     """
     if given is not None:
-        ids, texts = _ids_or_texts(given, "data")
+        ids, texts = ids_or_texts(given, "data")
         if ids is not None:
             rows, val_rows = Tokens([ids]), _val_rows(config, val_given, on_progress)
             name = "token ids from Python"
@@ -88,13 +88,13 @@ def load_data(
     names = config.data or ()
     for name in names:
         check_name(name)
-    if (prepared := _prepared_folder(names, config, vocab_size, asked, recheck, on_progress)) is not None:
+    if (prepared := prepared_folder(names, config, vocab_size, asked, recheck, on_progress)) is not None:
         if val_given is not None:
             raise UserError(f"val_data: {names[0]} was prepared with its own validation part. Leave val_data out.")
         settings = {name: value for name, value in prepared.about["settings"].items() if name != "vocab_size"}
         data = _from_prepared(prepared, max_seq_len, replace(config, **settings))
         return replace(data, prepared_with=settings)
-    if (found := _token_rows(names, on_progress)) is not None:
+    if (found := token_rows(names, on_progress)) is not None:
         val_rows = _val_rows(config, val_given, on_progress)
         return _from_ids(found, val_rows, config, max_seq_len, vocab_size, asked, ", ".join(names))
     return _from_text(config, None, val_given, vocab_size, max_seq_len, recheck, on_progress)
@@ -124,7 +124,7 @@ def _from_text(
     recheck: bool,
     on_progress: Progress,
 ) -> PreparedData:
-    val_ids, val_texts = (None, None) if val_given is None else _ids_or_texts(val_given, "val_data")
+    val_ids, val_texts = (None, None) if val_given is None else ids_or_texts(val_given, "val_data")
     if val_ids is not None:
         raise UserError("val_data is token ids, but the data is text: give texts, too.")
     job = Job(config, texts, val_texts, vocab_size=vocab_size, recheck=recheck, on_progress=on_progress)
@@ -180,7 +180,7 @@ def _dummy_data(config: DataConfig, vocab_size: int, max_seq_len: int, seed: int
     )
 
 
-def _prepared_folder(
+def prepared_folder(
     names: tuple[str, ...],
     config: DataConfig,
     vocab_size: int,
@@ -189,7 +189,7 @@ def _prepared_folder(
     on_progress: Progress,
 ) -> Prepared | None:
     """What slm-prepare left in the one folder or URL that is named; None where that is something else."""
-    if (name := _one_folder(names)) is None:
+    if (name := one_folder(names)) is None:
         return None
     manifest = read_manifest(name)
     if manifest is None:
@@ -241,14 +241,14 @@ def _check_settings(
 def _val_rows(config: DataConfig, val_given: Any, on_progress: Progress) -> Tokens | None:
     """The token ids of val_data; None where there is none. Raises UserError where it is text."""
     if val_given is not None:
-        ids, texts = _ids_or_texts(val_given, "val_data")
+        ids, texts = ids_or_texts(val_given, "val_data")
         if ids is None:
             read_texts(texts, "val_data")  # says it better, where these are names of files
             raise UserError("val_data is text, but the data is token ids: give token ids, too.")
         return Tokens([ids])
     if config.val_data is None:
         return None
-    rows = _token_rows(config.val_data, on_progress)
+    rows = token_rows(config.val_data, on_progress)
     if rows is None:
         raise UserError(
             f"val_data = {', '.join(config.val_data)}: the data is token ids, so this must name token ids too, in "
@@ -259,11 +259,11 @@ def _val_rows(config: DataConfig, val_given: Any, on_progress: Progress) -> Toke
 
 def _is_prepared(names: tuple[str, ...]) -> bool:
     """True for the one folder or URL of a preparation, finished or not."""
-    name = _one_folder(names)
+    name = one_folder(names)
     return name is not None and (bool(read_mark(name)) or read_manifest(name) is not None)
 
 
-def _one_folder(names: tuple[str, ...]) -> str | None:
+def one_folder(names: tuple[str, ...]) -> str | None:
     """The one folder or URL that is named; None where that is something else."""
     is_one = len(names) == 1 and names[0].partition(":")[0] not in BUILT_IN and listing.is_folder(names[0])
     return names[0] if is_one else None
@@ -279,7 +279,7 @@ def _token_files(names: tuple[str, ...]) -> list[listing.FileInfo]:
     return found if all(is_token_file(file.path) for file in found) else []
 
 
-def _token_rows(names: tuple[str, ...], on_progress: Progress) -> Tokens | None:
+def token_rows(names: tuple[str, ...], on_progress: Progress) -> Tokens | None:
     """The ids of token files joined in the order of their names; None where the sources are text."""
     found = _token_files(names)
     if not found:
@@ -351,7 +351,7 @@ def _fingerprint(*rows: Tokens) -> str:
     return digest.hexdigest()
 
 
-def _ids_or_texts(given: Any, name: str) -> tuple[np.ndarray[Any, Any] | None, Any]:
+def ids_or_texts(given: Any, name: str) -> tuple[np.ndarray[Any, Any] | None, Any]:
     """Token ids as an array, or texts as they are; one of the two is None."""
     if isinstance(given, Tensor):
         given = given.detach().cpu().to(torch.float32 if given.is_floating_point() else given.dtype).numpy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -29,6 +29,7 @@ _PIECE_CHARS = 1 << 14  # 16,384 characters: `tokenizers` is fastest at texts of
 _LONGEST_PIECE = 1 << 20
 _BLIND_PIECE = 1 << 17  # of a foreign tokenizer: long, since a cut may change a token, and short enough for all threads
 _PIECES_AT_ONCE = 64
+_CONTEXT = 8  # ids, of which the last ones may be parts of one character
 
 
 class Tokenizer:
@@ -43,6 +44,8 @@ class Tokenizer:
         self.backend = backend
         vocabulary = backend.get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(vocabulary.values()) + 1
+        unknown = getattr(backend.model, "unk_token", None)
+        self.unknown_id: int | None = vocabulary.get(unknown or "")  # for text that no other token spells
         self.end_id: int | None = next((vocabulary[name] for name in _END_NAMES if name in vocabulary), None)
         self._cuts = _safe_cuts(backend)
 
@@ -92,12 +95,17 @@ class Tokenizer:
         """The text of token ids, without special tokens."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
-    def decode_stream(self, prompt: list[int], ids: Iterable[int]) -> Iterator[str]:
-        """The text of token ids that follow a prompt's, in pieces that never end within a character."""
-        stream = decoders.DecodeStream(ids=prompt, skip_special_tokens=True)
-        for id in ids:
-            if piece := stream.step(self.backend, id):
-                yield piece
+    def decoder(self, prompt: list[int]) -> Callable[[int], str]:
+        """A function from the ids that follow a prompt's, one by one, to their text.
+
+        Within a character it gives nothing yet, and with its last byte all of it.
+        """
+        # Where the prompt itself ends in an unknown character, the stream would wait for the rest of it, and repeat it.
+        context = list(prompt)
+        while context and self.decode(context[-_CONTEXT:]).endswith(UNKNOWN):
+            context.pop()
+        stream = decoders.DecodeStream(ids=context, skip_special_tokens=True)
+        return lambda id: stream.step(self.backend, id) or ""
 
     def bytes_per_token(self) -> Tensor:
         """The UTF-8 bytes that each id stands for, (vocab_size,), int64; 0 for special tokens."""

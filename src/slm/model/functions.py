@@ -76,15 +76,17 @@ class _Rotate(torch.autograd.Function):
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, equation 1): q (B, H, T, d), k and v (B, K, S, d) -> like q.
 
-    mask: True where a query may look at a key; None means itself and all before it, with S = T.
+    mask: True where a query may look at a key; None means itself and all before it, with S = T or T = 1.
     """
     if torch.is_autocast_enabled(q.device.type):
         q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
     is_short = 0 < q.size(2) <= _MOST_POSITIONS.get(q.dtype, 0)
     if mask is None and is_short and k.shape == q.shape and k.dtype == q.dtype and is_eager_on_cpu(q):
         return _Attend.apply(q, k, v)  # type: ignore[no-any-return, no-untyped-call]
+    # is_causal=True aligns the triangle with the first key; a single query is the last position and sees all.
+    is_causal = mask is None and q.size(2) > 1
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=k.size(1) != q.size(1)
+        q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=k.size(1) != q.size(1)
     )
 
 

@@ -1,97 +1,217 @@
-"""Choosing the next token, and streaming one after the other.
+"""Writing on: from rows of tokens to the tokens that come after them, one after the other.
 
-Shapes: T prompt tokens, V vocab_size.
+Shapes: B rows, T prompt tokens, N new tokens, V vocab_size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from slm.config import UserError
+from slm.fields import signature_with
+from slm.model.choice import choose_tokens, penalize, random_stream
+from slm.model.decoder import Decoder
 from slm.model.kv_cache import KVCache
 from slm.model.transformer import LanguageModel
+from slm.sampling import Sampling
+
+Prompts = Tensor | Sequence[Sequence[int]] | Sequence[Tensor]
 
 
-def choose_next_token(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> int:
-    """A token id drawn from logits (V,): the likeliest at temperature 0, else one of the top_k likeliest.
+class NewTokens(NamedTuple):
+    """The next token of each row, and, where asked for, the natural logarithm of the probability that it had."""
 
-    top_k None or above V means all. Drawn on the CPU, so that a seed gives the same text on every device.
+    ids: list[int]
+    log_probabilities: list[float] | None = None
+
+
+def generate_tokens(
+    model: LanguageModel,
+    tokens: Prompts,
+    *,
+    end_id: int | None = None,
+    first_row: int = 0,
+    use_cache: bool = True,
+    **sampling: Any,
+) -> Tensor:
+    """(B, N) new token ids after the prompts: a tensor (B, T), or B rows of any lengths.
+
+    N is max_new_tokens, or less where every row has reached end_id; a row that has goes on with end_id.
+    sampling: the settings of `slm.Sampling`, by name. For the rest see `stream_tokens`.
     """
-    logits = logits.cpu().double()
-    if not logits.isfinite().all():
-        raise UserError("the model's scores are no finite numbers: its training went wrong. Lower its learning_rate.")
-    if temperature == 0:
-        return int(logits.argmax())
-    if top_k is not None and top_k < len(logits):
-        logits, tokens = logits.topk(top_k)
-    else:
-        tokens = torch.arange(len(logits))
-    # Less the largest: a tiny temperature must not make them infinite.
-    probabilities = torch.softmax((logits - logits.max()) / temperature, dim=-1)
-    return int(tokens[torch.multinomial(probabilities, 1, generator=generator)])
+    settings, prompts = _token_sampling(sampling), _rows_of(tokens)
+    rows: list[list[int]] = []
+    ended = [False] * len(prompts)
+    for new in stream_tokens(model, prompts, settings, first_row=first_row, use_cache=use_cache):
+        rows.append([end_id if end else id for id, end in zip(new.ids, ended, strict=True)])  # type: ignore[misc]
+        ended = [id == end_id for id in rows[-1]]
+        if all(ended):
+            break
+    return torch.tensor(rows, dtype=torch.long).reshape(len(rows), len(prompts)).t()
+
+
+generate_tokens.__signature__ = signature_with(  # type: ignore[attr-defined]
+    generate_tokens, (field for field in dataclasses.fields(Sampling) if field.name != "stop")
+)
+
+
+def _token_sampling(settings: dict[str, Any]) -> Sampling:
+    """The settings by name, for ids: stop strings need text. Raises UserError for an unknown name or a bad value."""
+    if settings.get("stop") is not None:
+        raise UserError(f"stop = {settings['stop']!r}: token ids are no text. Give end_id, or generate from a run.")
+    return Sampling.from_names(settings)
 
 
 def stream_tokens(
     model: LanguageModel,
-    prompt: Tensor,
+    prompts: Prompts,
+    sampling: Sampling,
     *,
-    max_new_tokens: int,
-    temperature: float = 0.8,
-    top_k: int | None = 50,
-    seed: int | None = None,
-) -> Iterator[int]:
-    """The ids of new tokens, one by one, after a prompt (T,) of at least one token.
+    first_row: int = 0,
+    use_cache: bool = True,
+    log_probabilities: bool = False,
+) -> Iterator[NewTokens]:
+    """The new tokens of all rows, step by step, max_new_tokens times.
 
-    seed None draws anew each time. Once max_seq_len positions are filled, the last half of them is read again as a
-    new prompt, so that the text can go on for ever. Raises UserError where an argument makes no sense.
+    Row i draws from a stream of its own, that of (seed, first_row + i), so that it gets the same tokens in any batch,
+    and alone. Once max_seq_len positions are filled, the last half of them is read again as a new prompt, so that the
+    text can go on for ever; of a longer prompt the last max_seq_len tokens are read. use_cache = False reads
+    everything again for each token, which changes nothing but the time.
+    log_probabilities: of the model itself, at temperature 1 and without any filter.
+    Raises UserError where an argument makes no sense.
     """
-    check_sampling(max_new_tokens, temperature, top_k, seed)
-    if len(prompt) == 0:
-        raise UserError("the prompt has no token: at least one is needed to predict from.")
-    generator = torch.Generator()
-    generator.manual_seed(seed) if seed is not None else generator.seed()
-    return _stream(model, prompt.tolist(), max_new_tokens, temperature, top_k, generator)
+    rows = _rows_of(prompts)
+    vocab_size = model.config.vocab_size
+    for number, row in enumerate(rows):
+        if not row:
+            raise UserError(f"prompt {number} has no token: at least one is needed to predict from.")
+        if not 0 <= min(row) <= max(row) < vocab_size:
+            bad = min(row) if min(row) < 0 else max(row)
+            raise UserError(f"prompt {number} holds the id {bad}: must be at least 0 and below {vocab_size}.")
+    if first_row < 0:
+        raise UserError(f"first_row = {first_row}: must be 0 or above.")
+    seed = random.SystemRandom().getrandbits(62) if sampling.seed is None else sampling.seed
+    draws = [random_stream(seed, first_row + number) for number in range(len(rows))]
+    return _stream(model, rows, sampling, draws, use_cache, log_probabilities)
+
+
+def _rows_of(prompts: Prompts) -> list[list[int]]:
+    """Rows of ids as lists. Raises UserError where they are no such rows."""
+    if isinstance(prompts, Tensor) and (prompts.dim() != 2 or prompts.is_floating_point()):
+        raise UserError(
+            f"tokens has shape {tuple(prompts.shape)} and type {prompts.dtype}: must be (B, T) integers. "
+            "tokens[None] makes a batch of one sequence."
+        )
+    rows = [row.tolist() if isinstance(row, Tensor) else row for row in prompts]
+    for row in rows:
+        if not isinstance(row, Sequence) or not all(type(id) is int for id in row):
+            raise UserError(f"a prompt is {row!r:.60}: must be a row of token ids (int).")
+    return [list(row) for row in rows]
 
 
 @torch.inference_mode()
 def _stream(
     model: LanguageModel,
-    tokens: list[int],
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    generator: torch.Generator,
-) -> Iterator[int]:
-    device = next(model.parameters()).device
-    window = model.config.max_seq_len
-    fresh = tokens = tokens[-window:]
-    cache = KVCache(model.config.num_layers)
+    rows: list[list[int]],
+    sampling: Sampling,
+    draws: list[Callable[[], float]],
+    use_cache: bool,
+    log_probabilities: bool,
+) -> Iterator[NewTokens]:
     was_training = model.training
     model.eval()
     try:
-        for _ in range(max_new_tokens):
-            logits = model(torch.tensor([fresh], device=device), cache)[0, -1]  # (V,)
-            token = choose_next_token(logits, temperature, top_k, generator)
-            yield token
-            tokens.append(token)
-            fresh = [token]
-            if cache.length() == window:
-                fresh = tokens = tokens[-max(window // 2, 1) :]
-                cache = KVCache(model.config.num_layers)
+        window = model.config.max_seq_len
+        reader = _CachedReader(model) if use_cache else _Reader(model)
+        seen = _Seen(rows, model) if sampling.repetition_penalty != 1 else None
+        rows = [row[-window:] for row in rows]
+        for _ in range(sampling.max_new_tokens if rows else 0):
+            raw = logits = reader.next_logits(rows)
+            if seen:
+                logits = penalize(raw, seen.mask, sampling.repetition_penalty)
+            ids = choose_tokens(logits, sampling, [draw() for draw in draws])
+            yield NewTokens(ids, _log_probabilities(raw, ids) if log_probabilities else None)
+            if seen:
+                seen.add(ids)
+            for row, id in zip(rows, ids, strict=True):
+                row.append(id)
+                if len(row) > window:
+                    del row[: -max(window // 2, 1)]
     finally:
         model.train(was_training)
 
 
-def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, seed: int | None) -> None:
-    """Raises UserError for a setting of generation that breaks its rule."""
-    if max_new_tokens < 0:
-        raise UserError(f"max_new_tokens = {max_new_tokens}: must be 0 or above.")
-    if not 0 <= temperature < float("inf"):
-        raise UserError(f"temperature = {temperature}: must be 0 (always the likeliest token) or above, and finite.")
-    if seed is not None and not 0 <= seed < 2**63:
-        raise UserError(f"seed = {seed}: must be 0 or above and fit in 63 bits.")
-    if top_k is not None and top_k < 1:
-        raise UserError(f"top_k = {top_k}: must be at least 1.")
+def _log_probabilities(logits: Tensor, ids: list[int]) -> list[float]:
+    chosen = logits.gather(1, torch.tensor(ids, device=logits.device)[:, None]).squeeze(1)
+    return (chosen.double() - logits.double().logsumexp(dim=1)).tolist()
+
+
+class _Seen:
+    """Which tokens the rows have held so far, however long ago: (B, V)."""
+
+    def __init__(self, rows: list[list[int]], model: LanguageModel) -> None:
+        self.mask = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=_device(model))
+        for number, row in enumerate(rows):
+            self.mask[number, row] = True
+        self.rows = torch.arange(len(rows), device=self.mask.device)
+
+    def add(self, ids: list[int]) -> None:
+        self.mask[self.rows, torch.tensor(ids, device=self.mask.device)] = True
+
+
+class _Reader:
+    """Reads all tokens of each row again for each new one."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.model = model
+
+    def next_logits(self, rows: list[list[int]]) -> Tensor:
+        """(B, V): the scores of what comes after each row."""
+        last = torch.tensor([len(row) - 1 for row in rows])
+        features = self.model.features(_padded(rows).to(_device(self.model)))
+        return self.model.lm_head(features[torch.arange(len(rows)), last])  # type: ignore[no-any-return]
+
+
+class _CachedReader:
+    """Reads each token once, but for the rows that were cut since the last call."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.model, self.cache = model, KVCache(model.config.num_layers)
+        self.decode = Decoder(model) if Decoder.fits(model) else lambda tokens, cache: model(tokens, cache)[:, -1]
+        self.device = _device(model)
+
+    def next_logits(self, rows: list[list[int]]) -> Tensor:
+        """(B, V): the scores of what comes after each row."""
+        held = self.cache.lengths or [-1] * len(rows)
+        changed = [number for number, row in enumerate(rows) if len(row) != held[number] + 1]
+        if changed:
+            self._read([rows[number][:-1] for number in changed], changed, len(rows))
+        logits: Tensor = self.decode(torch.tensor([row[-1:] for row in rows], device=self.device), self.cache)
+        return logits
+
+    def _read(self, parts: list[list[int]], changed: list[int], num_rows: int) -> None:
+        """Fills the cache of the changed rows anew, in one pass; a part is all of a row but its newest token."""
+        cache = KVCache(self.model.config.num_layers)
+        if any(parts):
+            self.model.features(_padded(parts).to(self.device), cache)
+        cache.shorten([len(part) for part in parts])
+        if len(changed) == num_rows:
+            self.cache = cache
+        else:
+            self.cache.replace(changed, cache)
+
+
+def _padded(rows: list[list[int]]) -> Tensor:
+    """(B, T) for the longest row. What comes after the others is never looked at: attention is causal."""
+    longest = max(map(len, rows))
+    return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+
+
+def _device(model: LanguageModel) -> torch.device:
+    return next(model.parameters()).device

@@ -40,9 +40,9 @@ class LearnedPositions(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(config.max_seq_len, config.embed_dim)
 
-    def forward(self, x: Tensor, start: int) -> Tensor:
-        """x (B, T, D) plus the vectors of positions start .. start + T - 1."""
-        return x + self.embedding.weight[start : start + x.size(1)]
+    def forward(self, x: Tensor, positions: slice | Tensor) -> Tensor:
+        """x (B, T, D) plus the vectors of its positions: a slice of T, or (B, T)."""
+        return x + self.embedding.weight[positions]
 
 
 class NoPositions(nn.Module):
@@ -51,7 +51,7 @@ class NoPositions(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
 
-    def forward(self, x: Tensor, start: int) -> Tensor:
+    def forward(self, x: Tensor, positions: slice | Tensor) -> Tensor:
         return x
 
 
@@ -74,10 +74,9 @@ class Rotation(nn.Module):
         self.register_buffer("cos", torch.cat((cos, cos), dim=1)[:, None], persistent=False)  # (max_seq_len, 1, d)
         self.register_buffer("sin", torch.cat((-sin, sin), dim=1)[:, None], persistent=False)
 
-    def forward(self, x: Tensor, start: int) -> Tensor:
-        """x (B, T, heads, d), each position rotated by its own angle."""
-        end = start + x.size(1)
-        return rotate(x, self.cos[start:end], self.sin[start:end])
+    def forward(self, x: Tensor, positions: slice | Tensor) -> Tensor:
+        """x (B, T, heads, d), each of its positions, a slice of T or (B, T), rotated by its own angle."""
+        return rotate(x, self.cos[positions], self.sin[positions])
 
 
 class NoRotation(nn.Module):
@@ -86,7 +85,7 @@ class NoRotation(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
 
-    def forward(self, x: Tensor, start: int) -> Tensor:
+    def forward(self, x: Tensor, positions: slice | Tensor) -> Tensor:
         return x
 
 
@@ -96,21 +95,26 @@ POSITIONS: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
 }
 
 
-def causal_mask(T: int, S: int, device: torch.device) -> Tensor:
-    """(T, S), True where query t may look at key s."""
-    # is_causal=True aligns the triangle with the first key. With S > T cached keys the last query must
-    # meet the last key, so the diagonal moves by S - T.
-    return torch.ones(T, S, dtype=torch.bool, device=device).tril(diagonal=S - T)
+def causal_mask(positions: Tensor, S: int) -> Tensor:
+    """(..., T, S), True where a query at one of the positions (..., T) may look at key s."""
+    return torch.arange(S, device=positions.device) <= positions[..., None]
 
 
 class CausalMask(nn.Module):
     """Lets every position look at itself and all before it."""
 
-    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor | None:
-        """(T, S), True where query t may look at key s; None without cached keys: is_causal=True is the faster way."""
-        start = cache.length() if cache else 0
-        T = tokens.size(1)
-        return causal_mask(T, start + T, tokens.device) if start else None
+    def forward(self, tokens: Tensor, positions: slice | Tensor, cache: KVCache | None = None) -> Tensor | None:
+        """True where query t may look at key s: (T, S), or (B, 1, T, S) where the rows have positions of their own.
+
+        None where that needs no mask: from the first position on is_causal=True is faster, and one query sees all.
+        """
+        if not isinstance(positions, slice):
+            assert cache is not None
+            return causal_mask(positions, cache.length())[:, None]
+        start, end = positions.start, positions.stop
+        if start == 0 or tokens.size(1) == 1:
+            return None
+        return causal_mask(torch.arange(start, end, device=tokens.device), end)
 
 
 class DocumentMask(nn.Module):
@@ -120,15 +124,17 @@ class DocumentMask(nn.Module):
         super().__init__()
         self.document_start = document_start
 
-    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, positions: slice | Tensor, cache: KVCache | None = None) -> Tensor:
         """(B, 1, T, S), True where query t may look at key s, the same for every head."""
         begins = tokens == self.document_start  # (B, T)
         if cache:
-            begins = cache.append_begins(begins)  # (B, S)
-        T, S = tokens.size(1), begins.size(1)
+            begins = cache.append_begins(begins, positions)  # (B, S)
+        B, S = begins.shape
+        if isinstance(positions, slice):
+            positions = torch.arange(positions.start, positions.stop, device=tokens.device).expand(B, -1)
         documents = begins.cumsum(dim=1)  # (B, S), which document each position belongs to
-        same = documents[:, S - T :, None] == documents[:, None]  # (B, T, S)
-        return (same & causal_mask(T, S, tokens.device))[:, None]
+        same = documents.gather(1, positions)[..., None] == documents[:, None]  # (B, T, S)
+        return (same & causal_mask(positions, S))[:, None]
 
 
 class Attention(nn.Module):
@@ -148,20 +154,22 @@ class Attention(nn.Module):
         self.k_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
         self.rotate = POSITIONS[config.positions][1](config)
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, positions: slice | Tensor, mask: Tensor | None, cache: KVCache | None = None
+    ) -> Tensor:
         """What each position gathers from those that it may look at: (B, T, D) -> (B, T, D).
 
-        mask: True where a query may look at a key; None means itself and all before it, with no cached keys.
+        positions: of x in its text, a slice of T or (B, T). mask: True where a query may look at a key; None means
+        itself and all before it.
         """
         B, T, D = x.shape
-        start = cache.length(self.layer) if cache else 0
         q = self.q_proj(x).view(B, T, -1, self.head_dim)  # (B, T, H, d)
         k = self.k_proj(x).view(B, T, -1, self.head_dim)  # (B, T, K, d)
         v = self.v_proj(x).view(B, T, -1, self.head_dim)  # (B, T, K, d)
-        q, k = self.rotate(self.q_norm(q), start), self.rotate(self.k_norm(k), start)
+        q, k = self.rotate(self.q_norm(q), positions), self.rotate(self.k_norm(k), positions)
         q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))  # (B, H or K, T, d)
         if cache:
-            k, v = cache.append(self.layer, k, v)  # (B, K, S, d)
+            k, v = cache.append(self.layer, k, v, positions)  # (B, K, S, d)
         x = attend(q, k, v, mask)  # (B, H, T, d)
         output: Tensor = self.o_proj(x.transpose(1, 2).reshape(B, T, D))
         return output
@@ -215,9 +223,11 @@ class Block(nn.Module):
         self.mlp = MLPS[config.mlp](config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, positions: slice | Tensor, mask: Tensor | None, cache: KVCache | None = None
+    ) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), mask, cache))
+        x = x + self.dropout(self.attention(self.attention_norm(x), positions, mask, cache))
         output: Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
         return output
 
@@ -270,10 +280,11 @@ class LanguageModel(nn.Module):
                 f"{start + tokens.size(1)} tokens are more than max_seq_len = {self.config.max_seq_len}, "
                 "the most this model can look at. Pass only the last ones."
             )
-        x = self.dropout(self.positions(self.embedding_norm(self.embedding(tokens)), start))
-        mask = self.mask(tokens, cache)
+        positions = cache.extend(tokens) if cache else slice(0, tokens.size(1))
+        x = self.dropout(self.positions(self.embedding_norm(self.embedding(tokens)), positions))
+        mask = self.mask(tokens, positions, cache)
         for block in self.blocks:
-            x = block(x, mask, cache)
+            x = block(x, positions, mask, cache)
         output: Tensor = self.norm(x)
         return output
 

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import time
+import uuid
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -22,6 +23,7 @@ from slm.training.resume import CHECKPOINTS, CONFIG, METRICS, MODEL, RUN_FILES, 
 
 SAVE_SECONDS = 180.0  # between checkpoints, unless save_every counts steps
 _LOCK = ".slm.lock"
+_CLAIM = b"# claim "
 
 
 class RunFolder:
@@ -161,8 +163,8 @@ class RunFolder:
         if self.remote and not self.previous:
             shutil.rmtree(self.local, ignore_errors=True)
         remove_temporary(self.local)
-        config = write_config(asked, resolved, made_with)
         path = self._local(CONFIG)
+        config = write_config(asked, resolved, made_with) + (self._claim_line(path) if self.remote else b"")
         if not os.path.exists(path) or files.read_bytes(path) != config:
             files.write_bytes(path, config)
         saved = self.previous.checkpoint if self.previous else None
@@ -172,6 +174,14 @@ class RunFolder:
             self.remote.claim()
             self._uploader = Uploader(self.remote, self.keep_last)
         self._saved_at = time.monotonic()
+
+    def _claim_line(self, path: str) -> bytes:
+        """The last line of the config.toml of a run at a URL: two runs with the same settings have different ones."""
+        if self.previous and os.path.exists(path):
+            last = files.read_bytes(path).splitlines(keepends=True)[-1:]
+            if last and last[0].startswith(_CLAIM):
+                return last[0]
+        return _CLAIM + uuid.uuid4().hex.encode() + b"\n"
 
     def _move_aside(self) -> None:
         there = files.list_names(self.path)
