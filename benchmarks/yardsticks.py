@@ -1,6 +1,6 @@
 """What a model trained for some minutes scores on five texts, beside what simple predictors score on the same text.
 
-    python benchmarks/yardsticks.py --data_dir DIR [--minutes 1] [--seed 42] [--results FILE]
+    python benchmarks/yardsticks.py [--data_dir DIR] [--minutes 1] [--seed 42] [--results FILE]
 
 DIR holds tinyshakespeare.txt, sms_spam.tsv and multi30k.train.en.gz; stories and Python's own sources need no file.
 Each model is what `slm-train --data TEXT --max_minutes M` makes, with all else at its defaults, and is measured as by
@@ -37,7 +37,7 @@ def measure(corpus: str, data: str, minutes: float, seed: int) -> dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", type=Path, required=True)
+    parser.add_argument("--data_dir", type=Path, default=Path("."))
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--results", type=Path, help="file that keeps what was measured, to go on from")
@@ -57,7 +57,8 @@ def main() -> None:
         task = {"corpus": corpus, "data": data, "minutes": arguments.minutes, "seed": arguments.seed}
         found = results.of_task(task)
         value, error = found["bits_per_byte"]
-        print(f"{corpus}: {found['model']} parameters: {value:.3f} +- {error:.3f} over {found['over']}")
+        told = f"{corpus}: {found['model']} parameters: {value:.3f} +- {error:.3f} over {found['over']}"
+        print(told, flush=True)
         for name, score, told in found["yardsticks"]:
             print(f"    {name:<22} {score:.3f}  {told}", flush=True)
 

@@ -253,3 +253,16 @@ def test_a_subclass_writes_what_its_own_methods_say() -> None:
 def test_it_fits_no_other_module() -> None:
     assert not Decoder.fits(nn.Linear(1, 1))
     assert not Decoder.fits(MLP(small_model().config))
+
+
+@pytest.mark.parametrize("owner", [MLP, Block])
+def test_who_changes_the_code_of_the_model_sees_the_change_in_what_it_writes(
+    owner: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_model()
+    before, forward = written(model), owner.forward
+    monkeypatch.setattr(owner, "forward", lambda self, *arguments: -2.0 * forward(self, *arguments))
+    assert Decoder.fits(model)
+    after = written(model)
+    assert not torch.equal(after, before)
+    assert torch.equal(after, written(model, use_cache=False))

@@ -296,6 +296,34 @@ def test_runs_of_two_tokenizers_compare_on_the_same_text(home: Path, first: str,
     assert len(own.first.units["bytes"]) == len(own.second.units["bytes"])
 
 
+def test_stories_in_the_tokens_of_another_run_begin_their_windows_as_its_own_do(here: Path) -> None:
+    runs = [trained("stories:30KB", tokenizer=name, max_seq_len=64) for name in ("char", "byte")]
+    found, back = slm.compare(*runs), slm.compare(*reversed(runs))
+    alone = [slm.evaluate(run) for run in runs]
+    for one, same_one, own in ((found.first, back.second, alone[0]), (found.second, back.first, alone[1])):
+        assert one.loss == pytest.approx(same_one.loss)
+        assert one.loss == pytest.approx(own.loss)
+        assert one.units_told == own.units_told
+    assert found.difference == pytest.approx((-back.difference.value, back.difference.standard_error))
+    assert str(found) == found.verdict("the first run", "the second run")
+
+
+def test_texts_of_different_sizes_are_not_compared(home: Path) -> None:
+    text = ["the cat sat. " * 40] * 40
+    first, second = (slm.evaluate(home / name, text) for name in ("char", "byte"))
+    half = replace(second, num_bytes=first.num_bytes and first.num_bytes // 2)
+    with pytest.raises(slm.UserError, match="bits per byte do not compare"):
+        metrics.scoring.compare_evaluations(first, half)
+
+
+def test_without_yardsticks_the_training_text_is_not_read(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "load_data", lambda *_, **__: pytest.fail("it was read"))
+    found = slm.evaluate(home / "char", home / "text.txt", with_yardsticks=False)
+    assert (found.yardsticks, found.yardsticks_missing) == ([], "")
+    with pytest.raises(OSError, match="no file or folder 'nowhere"):  # nor before a mistake is told
+        slm.evaluate(home / "char", "nowhere.txt")
+
+
 def test_a_tokenizer_without_an_end_of_documents_compares_over_stretches(home: Path, here: Path) -> None:
     content = json.loads(byte_tokenizer().to_json())
     content["added_tokens"] = []

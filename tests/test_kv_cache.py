@@ -141,3 +141,11 @@ def test_room_is_made_a_logarithmic_number_of_times(equal: bool, monkeypatch: py
     tensors = 2 * NUM_LAYERS + 1  # keys and values of each layer, and where documents begin
     assert len(made) <= tensors * (1 + math.ceil(math.log2((steps + 5) / 64)))
     assert max(made) < 2 * (steps + 5)  # nor is more than twice the memory taken
+
+
+def test_a_cache_serves_one_batch() -> None:
+    model, cache = small_model(), KVCache(2)
+    model(torch.zeros(2, 3, dtype=torch.long), cache)
+    with pytest.raises(ValueError, match="3 rows and the cache 2"):
+        model(torch.zeros(3, 1, dtype=torch.long), cache)
+    assert cache.lengths == [3, 3]

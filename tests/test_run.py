@@ -23,6 +23,7 @@ from conftest import SMALL, make_text
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 import slm
+from slm import run as run_module
 from slm import writing
 from slm.config import FIELDS, PRESETS, RunOptions
 from slm.data.splits import PreparedData, load_data
@@ -703,3 +704,18 @@ def test_training_does_not_load_torchs_compiler() -> None:
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), slm.UserError("damaged"), MemoryError()], ids=repr)
+def test_what_befalls_the_yardsticks_costs_the_table_and_not_the_run(
+    error: BaseException, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(run_module, "yardsticks", fail)
+    run = slm.train([text], **(SMALL | {"quiet": False}))
+    assert run.metrics["val_loss"] > 0
+    assert f"no yardsticks: {error or type(error).__name__}" in capsys.readouterr().out
+    names = inspect.signature(run.generate).parameters
+    assert {"prompt", "max_new_tokens", "temperature", "top_p", "stop", "seed"} <= set(names)

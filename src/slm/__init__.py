@@ -17,6 +17,7 @@ _HOMES = {
     "WithLoss": "slm.model.loss",
     "Sampling": "slm.sampling",
     "generate_tokens": "slm.model.generation",
+    "stream_tokens": "slm.model.generation",
     "next_token_loss": "slm.model.loss",
     "TextDataset": "slm.data.dataset",
     "prepare": "slm.data.prepare",

@@ -11,7 +11,7 @@ from slm.data.prepare import prepare as prepare
 from slm.data.tokenizer import Tokenizer as Tokenizer, make_tokenizer as make_tokenizer
 from slm.evaluation import compare as compare, evaluate as evaluate
 from slm.metrics.scoring import Comparison as Comparison, Evaluation as Evaluation
-from slm.model.generation import generate_tokens as generate_tokens
+from slm.model.generation import generate_tokens as generate_tokens, stream_tokens as stream_tokens
 from slm.model.kv_cache import KVCache as KVCache
 from slm.model.loss import WithLoss as WithLoss, next_token_loss as next_token_loss
 from slm.model.transformer import LanguageModel as LanguageModel

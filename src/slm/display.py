@@ -156,9 +156,9 @@ def _told(number: float | None, digits: int, unit: str = "") -> str:
 _COLUMNS: dict[str, Callable[[Yardstick], str]] = {
     "bits per byte": lambda one: _told(one.bits_per_byte, 3),
     "val_loss": lambda one: _told(one.loss, 4),
-    "perplexity": lambda one: _told(one.loss and math.exp(min(one.loss, 700)), 2),
-    "accuracy": lambda one: _told(one.accuracy and 100 * one.accuracy, 2, " %"),
-    "top-5": lambda one: _told(one.top5_accuracy and 100 * one.top5_accuracy, 2, " %"),
+    "perplexity": lambda one: _told(None if one.loss is None else math.exp(min(one.loss, 700)), 2),
+    "accuracy": lambda one: _told(None if one.accuracy is None else 100 * one.accuracy, 2, " %"),
+    "top-5": lambda one: _told(None if one.top5_accuracy is None else 100 * one.top5_accuracy, 2, " %"),
 }
 
 

@@ -11,13 +11,14 @@ import numpy as np
 
 from slm.config import DataConfig, UserError
 from slm.data.dataset import TextDataset
+from slm.data.prepare import EVALUATED_TOKENS
 from slm.data.splits import PreparedData, load_data
 from slm.data.tokenizer import Tokenizer
 from slm.data.whole import WholeText, read_whole
 from slm.metrics.scoring import Comparison, Evaluation, compare_evaluations, evaluate_text
 from slm.metrics.yardsticks import FULL_SECONDS, yardsticks
 from slm.run import Run, load
-from slm.settings import as_settings, merge
+from slm.settings import as_settings, merge, nearest
 from slm.storage.files import MissingError
 from slm.training.device import choose_device
 
@@ -35,6 +36,7 @@ def evaluate(
     *,
     stride: int | None = None,
     device: str = "auto",
+    with_yardsticks: bool = True,
     on_progress: Progress = no_progress,
     **settings: Any,
 ) -> Evaluation:
@@ -44,11 +46,14 @@ def evaluate(
     its training. stride: None reads windows side by side, so that targets at their beginnings have little before them;
     else each window moves on by so many tokens and only its last ones are scored. The smaller it is, the more every
     token has before it, and the longer it takes. settings: text_field and split_documents_on, as for `slm.train`.
-    The yardsticks learn from the run's training text, where that is still there. on_progress is told what is being
+    The yardsticks learn from the run's training text, where that is still there; without them it is not read again.
+    on_progress is told what is being
     done, the bytes done, and the bytes in all. Raises UserError and OSError.
     """
     config, given = _named(data, settings)
-    return evaluate_all([run], config, given, stride=stride, device=device, on_progress=on_progress)[0]
+    return evaluate_all(
+        [run], config, given, stride=stride, device=device, with_yardsticks=with_yardsticks, on_progress=on_progress
+    )[0]
 
 
 def compare(
@@ -66,7 +71,9 @@ def compare(
     Their tokenizers may differ. data: None is the first run's validation text, all of it; for the rest see `evaluate`.
     """
     config, given = _named(data, settings)
-    found = evaluate_all([first, second], config, given, stride=stride, device=device, on_progress=on_progress)
+    found = evaluate_all(
+        [first, second], config, given, stride=stride, device=device, with_yardsticks=False, on_progress=on_progress
+    )
     return compare_evaluations(*found)
 
 
@@ -77,6 +84,7 @@ def evaluate_all(
     *,
     stride: int | None,
     device: str,
+    with_yardsticks: bool = True,
     on_progress: Progress,
 ) -> list[Evaluation]:
     """The evaluation of each run on the same text: that of config.data, what is given, or the first's own."""
@@ -91,17 +99,32 @@ def evaluate_all(
     longest = min(run.model.config.max_seq_len for run in loaded)
     if stride is not None and stride > longest:
         raise UserError(f"stride = {stride}: must be at most {longest}, a model's max_seq_len, or tokens are left out.")
-    owns = [_own_data(run, on_progress, needed=is_own and run is loaded[0]) for run in loaded]
+    texts: list[WholeText] = []
+    if not is_own:  # a mistake in its name is told before the training text is read
+        texts = [_read(run, config, given, on_progress) for run in loaded]
+    owns = _own_datas(loaded, is_own, with_yardsticks, on_progress)
     if is_own:
         assert isinstance(owns[0], PreparedData)
         texts = _validation_texts(loaded, owns[0], on_progress)
-    else:
-        texts = [_read(run, config, given, on_progress) for run in loaded]
     tell_documents = all(run.tokenizer and run.tokenizer.end_id is not None for run in loaded)
     return [
-        _evaluate(run, text, own, stride, device, tell_documents, on_progress)
+        _evaluate(run, text, own, stride, device, tell_documents, with_yardsticks, on_progress)
         for run, text, own in zip(loaded, texts, owns, strict=True)
     ]
+
+
+def _own_datas(runs: list[Run], is_own: bool, with_yardsticks: bool, on_progress: Progress) -> list[PreparedData | str]:
+    """What each run was trained on, read once for those that share it, or why it is not known."""
+    read: dict[Any, PreparedData | str] = {}
+    owns: list[PreparedData | str] = []
+    for number, run in enumerate(runs):
+        needed = is_own and number == 0
+        key = run.made_with.get("data_fingerprint", number) if run.data is None else number
+        if key not in read:
+            wanted = needed or with_yardsticks
+            read[key] = _own_data(run, on_progress, needed=needed) if wanted else "they were not asked for"
+        owns.append(read[key])
+    return owns
 
 
 def _named(data: Any, settings: dict[str, Any]) -> tuple[DataConfig, Any]:
@@ -109,7 +132,8 @@ def _named(data: Any, settings: dict[str, Any]) -> tuple[DataConfig, Any]:
     allowed = ("text_field", "split_documents_on")
     for name in settings:
         if name not in allowed:
-            raise UserError(f"{name} is not a setting of an evaluation: {', '.join(allowed)}.")
+            told = nearest(name, (*allowed, "stride", "device"))
+            raise UserError(f"{name} is not a setting of an evaluation: {', '.join(allowed)}.{told}")
     keys, given, _ = as_settings(data, settings)
     return DataConfig(**{name: value for name, value in keys.items() if name in (*allowed, "data")}), given
 
@@ -174,17 +198,26 @@ def _validation_texts(runs: list[Run], own: PreparedData, on_progress: Progress)
     name, dataset = f"the validation part of {own.name} ({own.split})", own.val_dataset
     if len(runs) == 1:
         return [WholeText(dataset, name, own.source_bits_per_byte)]
+    # Several are judged on all of it, whatever share of it their trainings read.
+    known = own.source_bits_per_byte if len(dataset.tokens) <= EVALUATED_TOKENS else None
     texts: list[WholeText] = []
     documents: list[str] = []
     for run in runs:
         if _json(run.tokenizer) == _json(own.tokenizer) and run.model.config.vocab_size == own.vocab_size:
             window = run.model.config.max_seq_len
-            texts.append(WholeText(TextDataset(dataset.tokens, window, start_id=dataset.start_id), name))
+            texts.append(WholeText(TextDataset(dataset.tokens, window, start_id=dataset.start_id), name, known))
             continue
         if own.tokenizer is None:
             raise UserError("the first run was trained on token ids, and another has another vocabulary: name a text.")
         documents = documents or _documents(dataset, own.tokenizer)
-        texts.append(dataclasses.replace(_read(run, DataConfig(), documents, on_progress), name=name))
+        read = _read(run, DataConfig(), documents, on_progress).dataset
+        end_id = run.tokenizer.end_id if run.tokenizer else None
+        if dataset.start_id is not None and end_id is not None:  # windows begin where documents do, for all of them
+            ends = np.array([end_id])
+            read = TextDataset(
+                np.concatenate((ends, read.tokens[:], ends)), run.model.config.max_seq_len, start_id=end_id
+            )
+        texts.append(WholeText(read, name, known))
     return texts
 
 
@@ -206,6 +239,7 @@ def _evaluate(
     stride: int | None,
     device: str,
     tell_documents: bool,
+    with_yardsticks: bool,
     on_progress: Progress,
 ) -> Evaluation:
     name = text.name
@@ -227,6 +261,8 @@ def _evaluate(
         )
     finally:
         run.model.to(home)
+    if not with_yardsticks:
+        return found
     if isinstance(own, str):
         return dataclasses.replace(found, yardsticks_missing=own)
     on_progress("measuring the yardsticks", 0, None)

@@ -21,6 +21,7 @@ from slm.fields import signature_with
 from slm.header import header, warn
 from slm.metrics.yardsticks import FULL_SECONDS, Yardstick, yardsticks
 from slm.model.transformer import LanguageModel
+from slm.sampling import Sampling
 from slm.settings import Settings, as_settings, flat, layered, read_table
 from slm.storage import checkpoint, files
 from slm.training.deadline import Deadline
@@ -34,6 +35,7 @@ from slm.training.saving import RunFolder
 from slm.writing import stream
 
 _SAMPLE_TOKENS, _SAMPLE_SECONDS = 120, 0.5
+_YARDSTICK_SHARE = 0.4  # of the seconds that a slow core takes for the yardsticks: what most take
 
 
 @dataclass
@@ -90,6 +92,11 @@ class Run:
     def __repr__(self) -> str:
         loss = f", val_loss {self.metrics['val_loss']:.4f}" if "val_loss" in self.metrics else ""
         return f"<slm.Run: {self.model.config.num_parameters:,} parameters, step {self.step}{loss}>"
+
+
+Run.generate.__signature__ = signature_with(  # type: ignore[attr-defined]
+    Run.generate, dataclasses.fields(Sampling)
+)
 
 
 def load(path: str | os.PathLike[str]) -> Run:
@@ -208,7 +215,7 @@ def _train(
     display.header(rows)
     warn(settings, data, config, len(batches))
     if deadline:
-        reserved = _SAMPLE_SECONDS + (0.0 if display.quiet else 0.4 * _yardstick_seconds(deadline.seconds))
+        reserved = _SAMPLE_SECONDS + _YARDSTICK_SHARE * _yardstick_seconds(deadline.seconds)
         config = dataclasses.replace(config, max_minutes=max(1.0, deadline.left() - reserved) / 60)
     left = previous.seconds_left if previous and previous.checkpoint else deadline.left() if deadline else None
     total_steps = config.max_steps or (previous.manifest.get("total_steps", 0) if previous else 0)
@@ -291,22 +298,26 @@ def _finish(run: Run, display: Display, data: PreparedData, model_dir: str | Non
         # Only where documents were told apart has the model learned how one begins.
         prompt = "" if data.many_documents else "\n"
         display.sample(run.generate(prompt, max_new_tokens=_SAMPLE_TOKENS, seed=0).strip())
-        if not display.quiet:
-            _show_yardsticks(run, display, data)
+    if run.metrics and history.status != "interrupted" and data.name != "dummy" and not display.quiet:
+        _show_yardsticks(run, display, data)
     path = files.join(model_dir, MODEL) if model_dir else None
     display.summary(run.metrics, history, path, data.source_bits_per_byte)
 
 
 def _show_yardsticks(run: Run, display: Display, data: PreparedData) -> None:
     """What simple predictors make of the validation text, measured in a small share of the time that the run took."""
-    found = yardsticks(
-        data.train_dataset.tokens,
-        data.val_dataset,
-        run.tokenizer,
-        data.vocab_size,
-        seconds=_yardstick_seconds(run.metrics["elapsed_seconds"]),
-        source_bits_per_byte=data.source_bits_per_byte,
-    )
+    try:
+        found = yardsticks(
+            data.train_dataset.tokens,
+            data.val_dataset,
+            run.tokenizer,
+            data.vocab_size,
+            seconds=_yardstick_seconds(run.metrics["elapsed_seconds"]),
+            source_bits_per_byte=data.source_bits_per_byte,
+        )
+    except (UserError, OSError, MemoryError, KeyboardInterrupt) as error:  # the model is there, and is not to be lost
+        display.print(f"no yardsticks: {error or type(error).__name__}")
+        return
     metrics = run.metrics
     bits, loss, accuracy = (metrics.get(name) for name in ("val_bits_per_byte", "val_loss", "val_accuracy"))
     display.yardsticks(found, Yardstick("this model", bits, loss, accuracy=accuracy))

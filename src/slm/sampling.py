@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slm.fields import Checked, UserError, setting
+from slm.settings import nearest
 
 _GROUP = "sampling"
 
@@ -74,7 +75,7 @@ class Sampling(Checked):
         """The settings of those names. Raises UserError for an unknown name or a value that breaks its rule."""
         for name in settings:
             if name not in NAMES:
-                raise UserError(f"{name} is not a setting of generation: {', '.join(NAMES)}.")
+                raise UserError(f"{name} is not a setting of generation: {', '.join(NAMES)}.{nearest(name, NAMES)}")
         return cls(**settings)
 
 

@@ -44,7 +44,7 @@ def stream(run: Run, prompt: str = "", **sampling: Any) -> Iterator[str]:
     settings = Sampling.from_names(sampling)
     tokenizer, ids = _tokenizer_of(run), _ids_of(run, prompt)
     row = _Row(tokenizer, ids, settings.stop or ())
-    steps = stream_tokens(run.model, [ids], settings)
+    steps = stream_tokens(run.model, [ids], dataclasses.replace(settings, stop=None))
 
     def pieces() -> Iterator[str]:
         for new in steps:
@@ -93,25 +93,25 @@ def _samples(
     """One for each prompt, each with its ids."""
     tokenizer = _tokenizer_of(run)
     rows = [_Row(tokenizer, ids, settings.stop or ()) for _, ids in prompts]
-    texts = [""] * len(rows)
+    pieces: list[list[str]] = [[] for _ in rows]
     steps = stream_tokens(
         run.model,
         [ids for _, ids in prompts],
-        settings,
+        dataclasses.replace(settings, stop=None),
         first_row=first_row,
         log_probabilities=log_probabilities,
     )
     for new in steps:
         for number, (row, id) in enumerate(zip(rows, new.ids, strict=True)):
             if not row.ended_by:
-                texts[number] += row.add(id, new.log_probabilities[number] if new.log_probabilities else None)
+                pieces[number].append(row.add(id, new.log_probabilities[number] if new.log_probabilities else None))
         if all(row.ended_by for row in rows):
             break
     for number, ((prompt, _), row) in enumerate(zip(prompts, rows, strict=True)):
         assert settings.seed is not None
         yield Sample(
             prompt,
-            texts[number] + row.rest(),
+            "".join(pieces[number]) + row.rest(),
             row.ended_by or "length",
             row.tokens,
             row.log_probabilities if log_probabilities else None,

@@ -163,7 +163,8 @@ def run_command(prog: str, command: Callable[[], int]) -> int:
         # torch tells of memory by RuntimeError only; any other one is a bug of ours.
         if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
             raise
-        print(f"{prog}: error: the memory is full. Lower --micro_batch_size or the model's sizes.", file=sys.stderr)
+        way_out = " Lower --micro_batch_size or the model's sizes." if prog == "slm-train" else ""
+        print(f"{prog}: error: the memory is full.{way_out}", file=sys.stderr)
         return USER_ERROR
 
 

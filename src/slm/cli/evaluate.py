@@ -32,20 +32,38 @@ def make_parser() -> Parser:
     """The parser of slm-evaluate."""
     parser = Parser("slm-evaluate", DESCRIPTION)
     group = parser.add_argument_group("evaluation")
-    group.add_argument(
-        "--model_dir", nargs="+", metavar="STR", help="Folder or URL of a run, or its model.pt; or of several. (.)"
+    add = group.add_argument
+    add(
+        "--model_dir",
+        nargs="+",
+        action="extend",
+        metavar="STR",
+        help="Folder or URL of a run, or its model.pt; or of several. (.)",
     )
-    group.add_argument(
+    add(
+        "--data",
+        nargs="+",
+        metavar="STR",
+        help="The text: files, folders, globs, URLs. (the run's own validation text)",
+    )
+    add(
         "--stride",
         type=int,
         metavar="INT",
         help="Move each window on by so many tokens and score only its last ones, so that each token has context. By "
         "default windows stand side by side.",
     )
-    group.add_argument("--output", choices=("text", "json"), help="json: all numbers as one JSON object. (text)")
+    add(
+        "--no_yardsticks",
+        action="store_const",
+        const=True,
+        help="Leave out what simple predictors score: they need the training text, which may take long to read again.",
+    )
+    add("--quiet", action="store_const", const=True, help="Print the numbers only, not what is being done.")
+    add("--output", choices=("text", "json"), help="json: all numbers as one JSON object. (text)")
     add_fields(
         parser,
-        [FIELDS[name] for name in ("data", "text_field", "split_documents_on", "device", "quiet")],
+        [FIELDS[name] for name in ("text_field", "split_documents_on", "device")],
         everything=True,
     )
     return parser
@@ -57,6 +75,7 @@ def _evaluate(
     quiet: bool = False,
     stride: int | None = None,
     device: str = "auto",
+    no_yardsticks: bool = False,
     **settings: Any,
 ) -> int:
     config = DataConfig(**settings)
@@ -66,7 +85,14 @@ def _evaluate(
 
     display = Display(quiet=output == "json")
     with Display(quiet=quiet or output == "json").working() as on_progress:
-        found = evaluate_all(model_dir, config, stride=stride, device=device, on_progress=on_progress)
+        found = evaluate_all(
+            model_dir,
+            config,
+            stride=stride,
+            device=device,
+            with_yardsticks=not no_yardsticks,
+            on_progress=on_progress,
+        )
     comparisons = [compare_evaluations(found[0], other) for other in found[1:]]
     if output == "json":
         runs = [{"model_dir": name, **_as_json(one)} for name, one in zip(model_dir, found, strict=True)]

@@ -104,11 +104,12 @@ def _write(run: Run, prompt: str, num_samples: int, output: str, settings: dict[
         print(prompt, end="", flush=True)
         for piece in pieces:
             print(piece, end="", flush=True)
-        print()
+        print(flush=True)
         return
     made = samples(run, prompt, num_samples=num_samples, log_probabilities=output == "json", **settings)
     for number, sample in enumerate(made, 1):
-        print(_json(sample) if output == "json" else f"--- {number} of {len(made)}\n{sample.prompt}{sample.text}")
+        told = _json(sample) if output == "json" else f"--- {number} of {len(made)}\n{sample.prompt}{sample.text}"
+        print(told, flush=True)  # a program at the other end of a pipe may wait for it
 
 
 def _json(sample: Sample) -> str:

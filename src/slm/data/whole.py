@@ -44,7 +44,10 @@ def read_whole(
         check_name(name)
     ids, texts = (None, None) if given is None else ids_or_texts(given, "data")
     prepared = prepared_folder(names, config, vocab_size, asked=(), recheck=False, on_progress=on_progress)
-    rows = Tokens([ids]) if ids is not None else None if prepared else token_rows(names, on_progress)
+    if ids is not None:
+        rows: Tokens | None = Tokens([ids])
+    else:
+        rows = None if prepared else token_rows(names, on_progress)
     if rows is not None:
         return _of_ids(rows, ", ".join(names) or "token ids from Python", vocab_size, max_seq_len)
     if tokenizer is None:

@@ -34,6 +34,7 @@ _MOST_UNITS = 1000
 _FEWEST_BYTES = 1000  # of a unit that is no document: what stands near each other is alike
 _SUMS = ("nats", "tokens", "bytes", "correct", "among_5")  # of each unit
 _CLEAR = 2.0  # standard errors
+_BYTES_OF_A_TOKEN = 64
 
 
 class Estimate(NamedTuple):
@@ -95,6 +96,9 @@ class Comparison:
         if not abs(value) > _CLEAR * error:
             return f"No difference between {first} and {second} can be told on this text: {size}."
         return f"{second if value < 0 else first} is better by {size}."
+
+    def __str__(self) -> str:
+        return self.verdict("the first run", "the second run")
 
 
 def evaluate_text(
@@ -188,6 +192,7 @@ def compare_evaluations(first: Evaluation, second: Evaluation) -> Comparison:
             f"Compare them on another text, or on one of at least {_FEWEST_DOCUMENTS} documents."
         )
     read = (both[0] > 0) | (both[1] > 0)
+    _check_bytes(*(one.num_bytes for one in (first, second)))
     has_bytes = first.bits_per_byte is not None and second.bits_per_byte is not None
     per, scale = ("bytes", 1 / math.log(2)) if has_bytes else ("tokens", 1.0)
     values, deviations = [], []
@@ -198,6 +203,16 @@ def compare_evaluations(first: Evaluation, second: Evaluation) -> Comparison:
     # What makes a unit hard makes it hard for both, and so the difference is far surer than either number.
     error = _standard_error(deviations[1] - deviations[0])
     return Comparison(Estimate(values[1] - values[0], error), "bits/byte" if has_bytes else "nats/token", first, second)
+
+
+def _check_bytes(first: int | None, second: int | None) -> None:
+    """Raises UserError where two models predicted texts of different sizes, but for what the first token may make."""
+    if first is None or second is None or abs(first - second) <= _BYTES_OF_A_TOKEN + first / 1000:
+        return
+    raise UserError(
+        f"one model read {first:,} bytes of text and the other {second:,}, so that bits per byte do not compare: they "
+        "read different texts, or the tokenizer of one does not know many characters of this text."
+    )
 
 
 @torch.no_grad()
@@ -212,7 +227,7 @@ def _scores(model: LanguageModel, tokens: Tensor, targets: Tensor) -> tuple[Floa
         # Counted from below: what is not a number is above nothing.
         among_5 = (logits <= score).sum(dim=-1) > logits.size(-1) - 5
         found.append((losses, logits.argmax(dim=-1) == ids, among_5))
-    return tuple(torch.cat(parts).double().cpu().numpy().reshape(targets.shape) for parts in zip(*found, strict=True))
+    return tuple(torch.cat(parts).cpu().double().numpy().reshape(targets.shape) for parts in zip(*found, strict=True))
 
 
 def _regions(dataset: TextDataset, at_once: int) -> Iterator[tuple[Ints, Ints]]:

@@ -29,12 +29,15 @@ class Decoder:
     """(B, 1) newest tokens and the cache of those before -> the logits (B, V) of what comes next."""
 
     def __init__(self, model: LanguageModel) -> None:
-        """The weights are those of the model now; the matrices of queries, keys and values are copied."""
+        """The weights are those of the model now; those that are read together are copied.
+
+        These are the matrices of queries, keys and values, and of SwiGLU's gate and input.
+        """
         self.mask = model.mask.forward
         weights = list(model.parameters())
         self.num_bytes = sum(w.numel() * w.element_size() for w in weights)
-        is_plain = all(w.device.type == "cpu" and w.dtype == torch.float32 for w in weights)
-        slow = is_plain and self.num_bytes > _CACHE_BYTES
+        self.is_plain = all(w.device.type == "cpu" and w.dtype == torch.float32 for w in weights)
+        slow = self.is_plain and self.num_bytes > _CACHE_BYTES
         self.layers = [_layer(block, slow) for block in model.blocks if isinstance(block, Block)]
         self.embed = _embedding(model)
         self.norm, self.head = _norm(model.norm), _product([model.lm_head], slow)
@@ -57,7 +60,7 @@ class Decoder:
         """The cache grows by one position."""
         # So little work is not done sooner by several threads, and on a busy machine they wait for each other.
         threads = torch.get_num_threads()
-        if self.num_bytes * len(tokens) <= _CACHE_BYTES:
+        if self.is_plain and self.num_bytes * len(tokens) <= _CACHE_BYTES:
             torch.set_num_threads(1)
         try:
             positions = cache.extend(tokens)

@@ -33,6 +33,8 @@ class KVCache:
         """The positions of tokens (B, T) that are about to be read: a slice, or (B, T) where rows differ in length."""
         B, T = tokens.shape
         lengths = self.lengths or [0] * B
+        if len(lengths) != B:
+            raise ValueError(f"tokens has {B} rows and the cache {len(lengths)}: a cache serves one batch.")
         self.lengths = [length + T for length in lengths]
         start = lengths[0] if lengths else 0
         if lengths.count(start) == B:
