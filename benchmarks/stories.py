@@ -3,14 +3,15 @@
     python benchmarks/stories.py [--threads 2]
 
 Runs `slm-train --data stories` as a user would, all settings at the preset, and tells: the wall time of the command
-(imports, text, tokens, training and evaluations), the model's bits per byte on the validation stories, the same of a
-unigram model of the training tokens, the entropy, and the share of the gap between those two that the model closes.
+(imports, text, tokens, training and evaluations), the model's bits per byte on the validation stories, the yardsticks
+of `slm-evaluate`, and the share of the gap between unigram and entropy that the model closes.
 No file is needed: the text comes from a grammar in slm.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
 import subprocess
@@ -18,31 +19,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-
-from common import prepared
-
-
-def unigram_bits_per_byte() -> tuple[float, float]:
-    """Of a unigram model of the training tokens on the evaluated validation tokens, and the entropy of that text."""
-    import numpy as np
-
-    import slm
-    from slm.data.batches import in_order
-
-    data = prepared({"data": "stories"})
-    assert data.tokenizer is not None and data.source_bits_per_byte is not None
-    counts = np.ones(data.vocab_size)
-    train = data.train_dataset.tokens
-    for start in range(0, len(train), 2**20):
-        counts += np.bincount(train[start : start + 2**20], minlength=data.vocab_size)
-    bits = -np.log2(counts / counts.sum())
-    sizes = data.tokenizer.bytes_per_token().numpy()
-    total_bits = total_bytes = 0.0
-    for _, targets in in_order(data.val_dataset, 64):
-        ids = targets.numpy()[targets.numpy() != slm.config.IGNORE_INDEX]
-        total_bits += bits[ids].sum()
-        total_bytes += sizes[ids].sum()
-    return total_bits / total_bytes, data.source_bits_per_byte
 
 
 def main() -> None:
@@ -61,9 +37,12 @@ def main() -> None:
         subprocess.run([*command, "--threads", str(arguments.threads)], check=True)
         seconds = time.perf_counter() - start
         run = slm.load(f"{folder}/run")
+        found = slm.evaluate(run)
+        beside = {one.name: one.bits_per_byte or math.nan for one in found.yardsticks}
         model = run.metrics["val_bits_per_byte"]
-        unigram, entropy = unigram_bits_per_byte()
+        unigram, entropy = beside["unigram"], beside["entropy of the source"]
         print(f"wall time {seconds:.0f} s, step {run.step}")
+        print("bits per byte: " + ", ".join(f"{name} {score:.4f}" for name, score in beside.items()))
         print(f"bits per byte: unigram {unigram:.4f}, model {model:.4f}, entropy {entropy:.4f}")
         print(f"gap closed {100 * (unigram - model) / (unigram - entropy):.1f} %")
         print(f"above the entropy by {100 * (model / entropy - 1):.1f} %")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import re
 import shlex
@@ -15,6 +16,8 @@ import torch
 from conftest import SMALL, make_text
 
 import slm
+from slm.cli import evaluate as cli_evaluate
+from slm.cli import generate as cli_generate
 from slm.cli import prepare as cli_prepare
 from slm.cli import train as cli_train
 
@@ -114,3 +117,34 @@ def test_each_promise_names_a_test_that_exists() -> None:
     assert len(promises) >= 30
     assert len(promises) == len(table.strip().splitlines()) - 2
     assert [name for name in sorted(named) if f"def {name}(" not in tests] == []
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_all_that_the_page_on_writing_and_evaluating_shows_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("the dog\n"))
+    page = (Path(__file__).parent.parent / "docs" / "write-and-evaluate.md").read_text(encoding="utf-8")
+    for name in ("first", "second"):
+        run_of = slm.train(Path("book.txt"), **SMALL, model_dir=f"runs/{name}")
+    Path("other.txt").write_text(make_text(200))
+    Path("start.txt").write_text("the cat")
+    names: dict[str, Any] = {
+        "slm": slm,
+        "run": run_of,
+        "model": run_of.model,
+        "tokens": torch.zeros(2, 3, dtype=torch.long),
+    }
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for block in blocks:
+        exec(block.replace("stride=32", "stride=8"), names)
+    assert names["new"].shape == (2, 50)
+    commands = [line for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+    assert len(commands) == 8
+    for command in commands:
+        program, *arguments = shlex.split(command.split("  #")[0].replace("--stride 32", "--stride 8"))
+        assert {"slm-generate": cli_generate, "slm-evaluate": cli_evaluate}[program].main(arguments) == 0
+    told = capsys.readouterr().out
+    assert "the dog" in told
+    assert "be told on" in told  # which of two equal runs is better
