@@ -257,13 +257,13 @@ def test_no_more_is_read_than_the_bounds_allow(monkeypatch: pytest.MonkeyPatch, 
     train_ids, val_ids = story_ids("bpe")
     tokenizer = tokenizer_of("bpe")
     for seconds, share in ((5.0, 1.0), (2.5, 0.5), (0.05, 0.01), (0.0, 0.0)):
-        for name, bound in {"TRAIN_TOKENS": 3000, "TRAIN_BYTES": 8000, "TARGETS": 1600}.items():
+        for name, bound in {"TRAIN_TOKENS": 3000, "TRAIN_BYTES": 8000, "TARGETS": 1600, "FEWEST_TARGETS": 64}.items():
             monkeypatch.setattr(module, name, bound)
         train, val = Counted(train_ids), Counted(val_ids)
         found = named(yardsticks(train, TextDataset(val, window), tokenizer, tokenizer.vocab_size, seconds=seconds))
         # The unigram's tokens, and xz's, each of which has a byte or more, though fewer than 8000 make 8000 bytes.
         assert train.read <= max(1, 3000 * share) + max(1, 8000 * share)
-        most = max(1, int(1600 * share))
+        most = max(64, int(1600 * share))
         windows = -(-most // window)
         assert val.read <= most + 9 * windows  # the longest context before each window
         tokens = [int(one.told.split(" ")[1].replace(",", "")) for one in (found["unigram"], found["n-gram"])]
@@ -297,7 +297,8 @@ def test_xz_gets_no_more_text_than_its_bound_where_the_bytes_of_tokens_were_take
     assert found["xz"].told == "of 2,000 bytes of training text"
 
 
-def test_fewer_seconds_make_smaller_samples_and_say_so() -> None:
+def test_fewer_seconds_make_smaller_samples_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FEWEST_TARGETS", 1000)
     train = np.tile(story_ids("bpe")[0], 3)
     tokenizer = tokenizer_of("bpe")
     found = {}

@@ -144,7 +144,7 @@ def yardstick_lines(found: Sequence[Yardstick], model: Yardstick) -> list[str]:
         lines.append(line.rstrip())
     best = min(counting, key=lambda one: scores[one.name])  # type: ignore[arg-type, return-value]
     is_better = scores[model.name] < scores[best.name]  # type: ignore[operator]
-    why = "" if is_better else ", which only counts: it has more to learn"
+    why = "" if is_better else f", which {'knows nothing' if best.name == 'uniform' else 'only counts'}"
     return [*lines, f"{model.name} is {'better' if is_better else 'not better'} than the {best.name}{why}"]
 
 

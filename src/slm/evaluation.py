@@ -132,8 +132,8 @@ def _named(data: Any, settings: dict[str, Any]) -> tuple[DataConfig, Any]:
     allowed = ("text_field", "split_documents_on")
     for name in settings:
         if name not in allowed:
-            told = nearest(name, (*allowed, "stride", "device"))
-            raise UserError(f"{name} is not a setting of an evaluation: {', '.join(allowed)}.{told}")
+            known = (*allowed, "stride", "device", "with_yardsticks", "on_progress")
+            raise UserError(f"{name} is not a setting of an evaluation: {', '.join(known)}.{nearest(name, known)}")
     keys, given, _ = as_settings(data, settings)
     return DataConfig(**{name: value for name, value in keys.items() if name in (*allowed, "data")}), given
 
