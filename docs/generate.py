@@ -30,8 +30,8 @@ def flags_page() -> str:
         "",
         "One name serves everywhere: as a flag of `slm-train` (`--embed_dim 256`; `-` and `_` are alike), as a keyword",
         "of `slm.train` (`embed_dim=256`), and as a key of a TOML file given with `--config` (`embed_dim = 256`).",
-        "A switch is turned on by its flag and off by `--no_` and its name. This page is made from `config.py` by",
-        "`python docs/generate.py`.",
+        "A switch is turned on by its flag and off by `--no_` and its name. This page is made from `config.py` and",
+        "`sampling.py` by `python docs/generate.py`.",
     ]
     groups: dict[str, list[str]] = {}
     for field in (*FIELDS.values(), *dataclasses.fields(Sampling)):

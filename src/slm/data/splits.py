@@ -189,7 +189,7 @@ def prepared_folder(
     on_progress: Progress,
 ) -> Prepared | None:
     """What slm-prepare left in the one folder or URL that is named; None where that is something else."""
-    if (name := one_folder(names)) is None:
+    if (name := _one_folder(names)) is None:
         return None
     manifest = read_manifest(name)
     if manifest is None:
@@ -259,11 +259,11 @@ def _val_rows(config: DataConfig, val_given: Any, on_progress: Progress) -> Toke
 
 def _is_prepared(names: tuple[str, ...]) -> bool:
     """True for the one folder or URL of a preparation, finished or not."""
-    name = one_folder(names)
+    name = _one_folder(names)
     return name is not None and (bool(read_mark(name)) or read_manifest(name) is not None)
 
 
-def one_folder(names: tuple[str, ...]) -> str | None:
+def _one_folder(names: tuple[str, ...]) -> str | None:
     """The one folder or URL that is named; None where that is something else."""
     is_one = len(names) == 1 and names[0].partition(":")[0] not in BUILT_IN and listing.is_folder(names[0])
     return names[0] if is_one else None

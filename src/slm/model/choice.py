@@ -43,12 +43,11 @@ def choose_tokens(logits: Tensor, sampling: Sampling, draws: Sequence[float]) ->
         best = scores.argmax(axis=1)
         _check_finite(scores[rows[:, 0], best])
         return best.tolist()  # type: ignore[no-any-return]
-    ids = _candidates(scores, sampling)  # (B, C)
+    ids, total = _candidates(scores, sampling)  # (B, C), (B, 1)
     weights = _weights(scores if ids is None else scores[rows, ids], sampling.temperature)
     if sampling.top_p is not None:
-        is_cut = (sampling.top_k or scores.shape[1]) < scores.shape[1]
-        total = weights if is_cut or ids is None else _weights(scores, sampling.temperature)
-        weights *= _nucleus(weights, sampling.top_p * total.sum(axis=1, keepdims=True))
+        total = weights.sum(axis=1, keepdims=True) if total is None else total
+        weights *= _nucleus(weights, sampling.top_p * total)
     if sampling.min_p is not None:
         weights *= weights >= sampling.min_p  # of the likeliest's, which is 1
     borders = weights.cumsum(axis=1)
@@ -69,27 +68,31 @@ def _weights(scores: Floats, temperature: float) -> NDArray[np.float64]:
         return np.exp(distance, out=distance)
 
 
-def _candidates(scores: Floats, sampling: Sampling) -> NDArray[np.intp] | None:
-    """The ids (B, C) that may be chosen, rising; None where these are all V."""
-    V = scores.shape[1]
-    count = sampling.top_k or V
-    if count >= V and sampling.top_p is not None:
-        count = _enough(_weights(scores, sampling.temperature), sampling.top_p)
-    if count >= V:
-        return None
+def _candidates(scores: Floats, sampling: Sampling) -> tuple[NDArray[np.intp] | None, Floats | None]:
+    """The ids (B, C) that may be chosen, rising, None where these are all V; and the weight of all V (B, 1).
+
+    That is None where top_k alone says which they are.
+    """
+    V, total = scores.shape[1], None
+    count = min(sampling.top_k or V, V)
+    if count == V and sampling.top_p is not None:
+        weights = _weights(scores, sampling.temperature)
+        total = weights.sum(axis=1, keepdims=True)
+        count = _enough(weights, sampling.top_p * total)
+    if count == V:
+        return None, total
     # The vocabulary itself is never sorted: it is large, and what remains of it is small.
     ids = scores.argpartition(V - count, axis=1)[:, V - count :]
     ids.sort(axis=1)
-    return ids
+    return ids, total
 
 
-def _enough(weights: Floats, top_p: float) -> int:
-    """A number of likeliest tokens that have the probability top_p in every row."""
+def _enough(weights: Floats, wanted: Floats) -> int:
+    """A number of likeliest tokens whose weights, of all (B, V), add up to what is wanted (B, 1) in every row."""
     V, count = int(weights.shape[1]), _FEW
-    wanted = top_p * weights.sum(axis=1)
     while count < V:
         likeliest = np.partition(weights, V - count, axis=1)[:, V - count :]
-        if (likeliest.sum(axis=1) >= wanted).all():
+        if (likeliest.sum(axis=1, keepdims=True) >= wanted).all():
             return count
         count = 8 * count
     return V
