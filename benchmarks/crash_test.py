@@ -47,7 +47,7 @@ from slm.verify import first_difference, kept_by
 SETTINGS = (
     "--tokenizer char --embed_dim 48 --num_heads 4 --num_layers 2 --hidden_dim 96 --max_seq_len 32 --dropout 0.1 "
     "--batch_size 8 --learning_rate 0.03 --schedule constant --epochs 5 --eval_every 7 --log_every 5 --save_every 5 "
-    "--keep_last 2 --device cpu --precision fp32 --threads 1"
+    "--keep_last 2 --sample_every 3 --device cpu --precision fp32 --threads 1"
 )
 TEXT, CHARACTERS = "text.txt", 9000
 SAVE_SECONDS = 0.02  # about what writing a checkpoint takes

@@ -18,7 +18,7 @@ import torch
 from common import where
 
 import slm
-from slm.training.budget import flops_per_token
+from slm.metrics.speed import flops_per_token, peak_flops
 from slm.training.device import Machine
 from slm.training.optimizer import make_optimizer
 from slm.training.step import train_step
@@ -26,18 +26,6 @@ from slm.training.step import train_step
 MODEL = {"embed_dim": 256, "num_heads": 4, "num_layers": 4, "hidden_dim": 1024, "max_seq_len": 256, "vocab_size": 8192}
 BATCH = 16
 SHAPES = ((2048, 2048, 2048), (4096, 256, 1024), (4096, 1024, 256), (1024, 1024, 1024))
-
-
-def products_per_second(dtype: torch.dtype) -> float:
-    """Floating-point operations per second of the fastest shape, the best of a few runs of each."""
-    best = 0.0
-    for n, k, m in SHAPES:
-        a, b = torch.randn(n, k).to(dtype), torch.randn(m, k).to(dtype)
-        for _ in range(4):
-            start = time.perf_counter()
-            a @ b.T
-            best = max(best, 2 * n * k * m / (time.perf_counter() - start))
-    return best
 
 
 def main() -> None:
@@ -50,7 +38,7 @@ def main() -> None:
     batch = torch.randint(0, MODEL["vocab_size"], (BATCH, MODEL["max_seq_len"] + 1))
     for recipe in ("classic", "modern"):
         settings = slm.settings.layered({"recipe": recipe, **MODEL}, "keyword")
-        for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        for precision in ("fp32", "bf16"):
             machine = Machine(torch.device("cpu"), precision, arguments.threads, "")
             torch.manual_seed(0)
             model = slm.LanguageModel(settings.model)
@@ -59,7 +47,7 @@ def main() -> None:
             peaks, rates = [], []
             end = time.perf_counter() + arguments.seconds
             while time.perf_counter() < end or len(rates) < 3:
-                peaks.append(products_per_second(dtype))
+                peaks.append(peak_flops(machine.device, precision, SHAPES))
                 start = time.perf_counter()
                 train_step(
                     with_loss,

@@ -14,7 +14,8 @@ import torch
 from gcs_fake import FakeGCS
 from google.cloud.storage import blob as client_blob
 
-from slm.data.splits import PreparedData, load_data
+from slm.data.prepared import PreparedData
+from slm.data.splits import load_data
 from slm.settings import as_settings, layered
 from slm.storage import gcs
 

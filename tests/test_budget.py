@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from slm.config import ModelConfig, TrainConfig
+from slm.metrics.speed import flops_per_token, matrix_parameters
 from slm.model.loss import rows_at_once
 from slm.model.transformer import LanguageModel
 from slm.training import budget
@@ -17,10 +18,8 @@ from slm.training.budget import (
     PLANNED,
     WIDTHS,
     batch_tokens_for,
-    flops_per_token,
     heads_for,
     make_plan,
-    matrix_parameters,
     predicted_loss,
     vocabulary_for,
 )

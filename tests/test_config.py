@@ -87,6 +87,7 @@ NUMERIC: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "max_grad_norm": NOT_NEGATIVE,
     "eval_every": AT_LEAST_1,
     "log_every": AT_LEAST_1,
+    "sample_every": AT_LEAST_0,
     "threads": AT_LEAST_1,
     "document_start": AT_LEAST_0,
     "patience": AT_LEAST_1,

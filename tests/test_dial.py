@@ -15,10 +15,13 @@ import torch
 from conftest import SMALL, make_text
 
 import slm
-from slm import dial, display
+from slm import dial
 from slm.config import UserError
-from slm.data import sources, splits
+from slm.data import prepared, sources, splits
 from slm.data.batches import Batches
+from slm.display import Display, plain
+from slm.display.course import Course
+from slm.display.terminal import terminal
 from slm.settings import layered, read_table
 from slm.training import budget, plan
 from slm.training.deadline import Deadline
@@ -148,7 +151,7 @@ def test_a_run_that_goes_on_in_its_decay_tells_how_many_steps_there_are(
 
     settings = {"model_dir": tmp_path / "run", "log_every": 1}
     train(tmp_path / "text.txt", on_log=on_log, should_stop=lambda: bool(decisions), **settings)
-    monkeypatch.setattr(display, "_CALM_SECONDS", 0.0)
+    monkeypatch.setattr(plain, "CALM_SECONDS", 0.0)
     capsys.readouterr()
     train(tmp_path / "text.txt", quiet=False, **settings)
     steps = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ") and " loss " in line]
@@ -284,9 +287,10 @@ def test_sizes_that_are_asked_for_alone_find_others_that_fit(text: str, asked: d
 def test_what_evaluations_read_at_most_is_the_same_when_a_run_is_gone_on_with(
     monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    monkeypatch.setattr(splits, "EVALUATED_TOKENS", 50)
+    for module in (splits, prepared):
+        monkeypatch.setattr(module, "EVALUATED_TOKENS", 50)
     settings = layered({**FIXED, "val_tokens": 10**6}, "keyword")
-    _, _, data, _ = dial.read_and_plan(settings, [text], None, display.Display(quiet=True), None, None, CPU)
+    _, _, data, _ = dial.read_and_plan(settings, [text], None, Display(quiet=True), None, None, CPU)
     assert data.val_dataset.num_targets > 50
     assert data.val_dataset.max_targets == data.in_windows_of(16, 10**6).val_dataset.max_targets == 50
 
@@ -353,7 +357,7 @@ def test_nothing_to_read_is_told_as_without_minutes() -> None:
 def test_a_decay_that_becomes_too_slow_is_cut_off(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     passed = iter([False] * 3)
     monkeypatch.setattr(Deadline, "has_passed", property(lambda self: next(passed, True)))
-    monkeypatch.setattr(display, "_CALM_SECONDS", 0.0)
+    monkeypatch.setattr(plain, "CALM_SECONDS", 0.0)
     with pytest.warns(UserWarning, match="time is up: the machine became slower, so step .* is the last"):
         run = train([text], quiet=False)
     assert run.history is not None
@@ -373,10 +377,10 @@ def test_a_run_that_was_cut_off_cannot_be_repeated(tmp_path: Path, monkeypatch: 
 
 def test_both_displays_show_each_record_of_a_run_that_is_cut_off(capsys: pytest.CaptureFixture[str]) -> None:
     records = ({"step": 5, "max_steps": 9, "decay_steps": 4}, {"step": 7, "max_steps": 7})
-    with display._terminal(display._Eta(0, 9.0)) as show:
+    with terminal(Course(0, 9.0)) as show:
         for record in records:
             show(record)
-    plain = display._Plain(display._Eta(0, 9.0), print)
+    show = plain.Plain(Course(0, 9.0), print)
     for record in records:
-        plain(record)
+        show(record)
     assert capsys.readouterr().out.count("the learning rate falls from here on, for 4 steps") == 2

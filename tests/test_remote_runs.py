@@ -29,7 +29,7 @@ from slm.training.remote import RemoteRun
 
 SETTINGS = {**SMALL, "log_every": 1, "eval_every": 4, "save_every": 3}
 LAST = "checkpoints/step-00000012"
-LEFT_OUT = {"elapsed_seconds", "tokens_per_second", "asked"}
+LEFT_OUT = {"elapsed_seconds", "tokens_per_second", "mfu", "asked"}
 GS = "gs://bucket/runs/a [1]"
 pytestmark = pytest.mark.filterwarnings("ignore:only 12 steps")
 # Processes to be killed: each is forked from one that has torch already.

@@ -32,7 +32,7 @@ from slm.training.loop import History, train_and_evaluate
 from slm.training.saving import RunFolder
 from slm.training.tuning import Choice
 
-TIMING = {"tokens_per_second", "elapsed_seconds"}
+TIMING = {"tokens_per_second", "elapsed_seconds", "mfu"}
 TINY = ModelConfig(vocab_size=11, embed_dim=8, num_heads=2, num_layers=1, hidden_dim=16, max_seq_len=8)
 STEPS = 11
 pytestmark = pytest.mark.filterwarnings("ignore:only [0-9]+ steps?:")
@@ -617,7 +617,8 @@ CHANGED = {
     "tokenizer": "char", "mask_documents": True, "val_tokens": 50, "max_minutes": 1.0,
     "batch_size": 7, "micro_batch_size": 3, "learning_rate": 1e-4, "epochs": 9, "max_steps": 20, "seed": 1,
     "schedule": "cosine", "warmup_steps": 5, "min_learning_rate": 1e-5, "weight_decay": 0.2, "beta1": 0.8,
-    "beta2": 0.999, "max_grad_norm": 0.5, "patience": 3, "eval_every": 5, "log_every": 3, "device": "cuda:77",
+    "beta2": 0.999, "max_grad_norm": 0.5, "patience": 3, "eval_every": 5, "log_every": 3, "sample_every": 1,
+    "device": "cuda:77",
     "precision": "bf16", "threads": 2, "recipe": "modern", "optimizer": "muon", "decay_steps": 3, "compile": "on",
 }  # fmt: skip
 LENGTH = {"epochs", "max_steps"}

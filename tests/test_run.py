@@ -26,7 +26,8 @@ import slm
 from slm import run as run_module
 from slm import writing
 from slm.config import FIELDS, PRESETS, RunOptions
-from slm.data.splits import PreparedData, load_data
+from slm.data.prepared import PreparedData
+from slm.data.splits import load_data
 from slm.header import header, warn
 from slm.metrics import evaluate
 from slm.model.generation import NewTokens
@@ -36,7 +37,7 @@ from slm.training import background
 from slm.training import device as device_module
 from slm.training.remote import RemoteRun
 
-TIMING = {"tokens_per_second", "elapsed_seconds"}
+TIMING = {"tokens_per_second", "elapsed_seconds", "mfu"}
 pytestmark = pytest.mark.filterwarnings("ignore:only 12 steps")
 
 

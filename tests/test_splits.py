@@ -15,7 +15,7 @@ import slm
 from slm.config import UserError
 from slm.data import prepare as prepare_module
 from slm.data import splits
-from slm.data.splits import PreparedData
+from slm.data.prepared import PreparedData
 from slm.data.tokenizer import byte_tokenizer, char_tokenizer
 from slm.storage import files
 

@@ -170,8 +170,8 @@ def test_a_comparison_is_paired_antisymmetric_and_says_which_is_better() -> None
 @pytest.mark.parametrize(
     ("value", "error", "verdict"),
     [
-        (-0.021, 0.004, "new is better by 0.0210 +- 0.0040 bits/byte."),
-        (0.021, 0.004, "old is better by 0.0210 +- 0.0040 bits/byte."),
+        (-0.021, 0.004, "new is better than old by 0.0210 +- 0.0040 bits/byte."),
+        (0.021, 0.004, "old is better than new by 0.0210 +- 0.0040 bits/byte."),
         (0.021, 0.011, "No difference between old and new can be told on this text: 0.0210 +- 0.0110 bits/byte."),
         (-0.021, math.nan, "Which is better cannot be told on so little text: they differ by 0.0210 bits/byte."),
     ],

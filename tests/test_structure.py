@@ -25,10 +25,12 @@ FLOORS = {
     "formats": 2,
     "training": 3,
     "run": 4,
+    "reporting": 4,
     "display": 4,
     "header": 4,
     "dial": 4,
     "evaluation": 4,
+    "looking": 4,
     "verify": 4,
     "writing": 4,
     "cli": 5,
@@ -37,6 +39,8 @@ FLOORS = {
 # (package or module, what it imports on the same floor): why that is right.
 SAME_FLOOR = {
     ("settings", "storage"): "a config.toml is read from wherever a run may lie",
+    ("run", "display"): "a run is shown while it goes on",
+    ("dial", "display"): "reading and planning are shown while they go on",
     ("storage", "config"): "a file that is no model is told as a UserError",
 }
 MAX_FILE, MAX_FUNCTION, MAX_FORWARD = 400, 60, 30

@@ -34,7 +34,7 @@ from slm.verify import first_difference, kept_by
 
 CPU = torch.device("cpu")
 TINY = ModelConfig(vocab_size=11, embed_dim=16, num_heads=2, num_layers=1, hidden_dim=32, max_seq_len=8)
-TIMING = {"tokens_per_second", "elapsed_seconds"}
+TIMING = {"tokens_per_second", "elapsed_seconds", "mfu"}
 
 
 def make_model(config: ModelConfig = TINY, seed: int = 0) -> LanguageModel:

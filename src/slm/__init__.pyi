@@ -10,11 +10,15 @@ from slm.data.dataset import TextDataset as TextDataset
 from slm.data.prepare import prepare as prepare
 from slm.data.tokenizer import Tokenizer as Tokenizer, make_tokenizer as make_tokenizer
 from slm.evaluation import compare as compare, evaluate as evaluate
+from slm.looking import explain as explain
+from slm.metrics.explain import Explanation as Explanation
 from slm.metrics.scoring import Comparison as Comparison, Evaluation as Evaluation
+from slm.metrics.summary import Summary as Summary, summary as summary
 from slm.model.generation import generate_tokens as generate_tokens, stream_tokens as stream_tokens
 from slm.model.kv_cache import KVCache as KVCache
 from slm.model.loss import WithLoss as WithLoss, next_token_loss as next_token_loss
 from slm.model.transformer import LanguageModel as LanguageModel
+from slm.reporting import plot as plot
 from slm.run import Run as Run, load as load
 from slm.sampling import Sampling as Sampling
 from slm.training.loop import History as History, train_and_evaluate as train_and_evaluate
@@ -73,6 +77,7 @@ def train(
     patience: int | None = None,
     eval_every: int | None = None,
     log_every: int = 10,
+    sample_every: int | None = None,
     device: str = "auto",
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
     threads: int | None = None,

@@ -293,6 +293,13 @@ class TrainConfig(Checked):
         rule="at least 1",
     )
     log_every: int = setting(10, "Steps between entries in metrics.jsonl.", group="output", rule="at least 1")
+    sample_every: int | None = setting(
+        None,
+        "Evaluations between samples of what the model writes after fixed prompts, 0 for none. Default: each, as long "
+        "as samples take less than 1 % of the time; none with --quiet.",
+        group="output",
+        rule="0 or above",
+    )
     device: str = setting("auto", "Where to compute: auto, cpu, cuda, cuda:1, mps.", group="machine", everyday=True)
     precision: str = setting(
         "auto",

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from slm.config import ModelConfig, UserError
-from slm.data.splits import PreparedData, bytes_of_text, load_data
+from slm.data.prepared import PreparedData
+from slm.data.splits import bytes_of_text, load_data
 from slm.display import Display
 from slm.settings import Settings
 from slm.training.budget import PLANNED, make_plan, vocabulary_for

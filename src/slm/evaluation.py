@@ -12,7 +12,8 @@ import numpy as np
 from slm.config import DataConfig, UserError
 from slm.data.dataset import TextDataset
 from slm.data.prepare import EVALUATED_TOKENS
-from slm.data.splits import PreparedData, load_data
+from slm.data.prepared import PreparedData
+from slm.data.splits import load_data
 from slm.data.tokenizer import Tokenizer
 from slm.data.whole import WholeText, read_whole
 from slm.metrics.scoring import Comparison, Evaluation, compare_evaluations, evaluate_text

@@ -7,13 +7,10 @@ import warnings
 
 from slm.config import ModelConfig, TrainConfig
 from slm.data.counts import many, size_in_words
-from slm.data.splits import PreparedData
+from slm.data.prepared import PreparedData
+from slm.metrics.diagnosis import FEW_STEPS, MANY_EPOCHS, SEEN_OFTEN
 from slm.settings import PRESET, Settings, flat
 from slm.training.device import Machine
-
-FEW_STEPS = 100
-MANY_EPOCHS = 10  # up to 4 passes learn nearly as much as new text would, beyond about 16 little (Muennighoff 2023)
-SEEN_OFTEN = 50  # times that an entry of the vocabulary should occur in the training text, on average
 
 
 def header(

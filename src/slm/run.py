@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -13,28 +12,32 @@ from typing import Any
 from slm.config import FIELDS, DataConfig, UserError
 from slm.data.batches import Batches, stream_seed
 from slm.data.prepare import absolute
-from slm.data.splits import PreparedData
+from slm.data.prepared import PreparedData
 from slm.data.tokenizer import Tokenizer
 from slm.dial import minutes_of, planned_of, read_and_plan
 from slm.display import Display
 from slm.fields import signature_with
 from slm.header import header, warn
+from slm.metrics.recorded import Recorded
+from slm.metrics.speed import flops_per_token
+from slm.metrics.summary import summary
 from slm.metrics.yardsticks import FULL_SECONDS, Yardstick, yardsticks
 from slm.model.transformer import LanguageModel
 from slm.sampling import Sampling
 from slm.settings import Settings, as_settings, flat, layered, read_table
 from slm.storage import checkpoint, files
 from slm.training.deadline import Deadline
-from slm.training.device import check_memory, choose_device, seeded
-from slm.training.history import History, Record
+from slm.training.device import check_memory, choose_device, hardware, seeded
+from slm.training.history import History, Record, records_of
 from slm.training.loop import train_and_evaluate
 from slm.training.packing import pack_model, unpack_model, versions
 from slm.training.plan import settle
-from slm.training.resume import MODEL
+from slm.training.resume import METRICS, MODEL
 from slm.training.saving import RunFolder
 from slm.writing import stream
 
 _SAMPLE_TOKENS, _SAMPLE_SECONDS = 120, 0.5
+_FLOPS_PER_SECOND = 2e11  # of training on a laptop's processor, about
 _YARDSTICK_SHARE = 0.4  # of the seconds that a slow core takes for the yardsticks: what most take
 
 
@@ -52,6 +55,7 @@ class Run:
     save_error: str | None = None  # what could not be written to this disk
     upload_error: str | None = None  # what did not arrive at the URL
     data: PreparedData | None = field(default=None, repr=False)  # of a run that was trained here; not saved
+    path: str = ""  # of a run that was loaded: its folder, URL or model.pt
 
     @property
     def step(self) -> int:
@@ -72,7 +76,7 @@ class Run:
         return prompt + "".join(stream(self, prompt, **sampling))
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Writes model.pt, config.toml and metrics.jsonl to a folder or URL that holds no run yet.
+        """Writes model.pt, config.toml, metrics.jsonl and the pages to a folder or URL that holds no run yet.
 
         metrics.jsonl gets every record of a run trained here, and the model's own metrics of one that was loaded.
         overwrite moves a run that is there aside. Raises UserError and OSError.
@@ -83,11 +87,27 @@ class Run:
             for record in self.history.records if self.history else [self.metrics]:
                 folder.log(record)
             folder.save_model(pack_model(self.model, self.model.state_dict(), self.tokenizer, self.metrics))
+            folder.write_pages()
             folder.finish()
         finally:
             folder.close()
         if folder.errors:
             raise OSError(folder.errors[0])
+
+    @property
+    def recorded(self) -> Recorded:
+        """What can be told about the run. Raises OSError where it was loaded without its metrics.jsonl."""
+        if self.history:
+            return Recorded("this run", self.history.records, self.resolved, self.made_with, self.asked)
+        folder = os.path.dirname(self.path)
+        text = files.read_bytes(files.join(folder, METRICS)).decode(errors="replace")
+        return Recorded(folder or ".", records_of(text), self.resolved, self.made_with, self.asked)
+
+    def plot(self) -> Any:
+        """A matplotlib figure of the run's curves, which a notebook shows; `slm.plot` lays several over each other."""
+        from slm.metrics.plots import plot
+
+        return plot([self.recorded])
 
     def __repr__(self) -> str:
         loss = f", val_loss {self.metrics['val_loss']:.4f}" if "val_loss" in self.metrics else ""
@@ -109,7 +129,7 @@ def load(path: str | os.PathLike[str]) -> Run:
     model, tokenizer, metrics = unpack_model(content, path)
     model.eval()
     asked, resolved, made_with = (dict(content.get(name, {})) for name in ("asked", "resolved", "made_with"))
-    return Run(model, tokenizer, metrics, asked, resolved, made_with)
+    return Run(model, tokenizer, metrics, asked, resolved, made_with, path=path)
 
 
 def train(
@@ -190,7 +210,7 @@ def _train(
     device, _ = choose_device(settings.train.device)
     previous = folder.previous if folder else None
     settings, model_config, data, plan = read_and_plan(settings, given, val_given, display, deadline, previous, device)
-    made_with = {**versions(), "data_fingerprint": data.fingerprint, "many_documents": data.many_documents}
+    made_with = {**versions(), "hardware": hardware(device), **data.facts, "origins": settings.origins_below}
     _check_repeat(settings, made_with)
     batches = Batches(data.train_dataset, settings.train.batch_size, settings.train.seed)
     micro_batch_size = min(settings.train.micro_batch_size or settings.train.batch_size, batches.num_items)
@@ -205,6 +225,7 @@ def _train(
     run = Run(model, data.tokenizer, {}, settings.asked(), resolved, made_with, data=data)
     if settings.options.plan_only:
         display.header(rows)
+        display.print(f"{summary(model_config)}\n")
         warn(settings, data, config, len(batches))
         return run
     if folder:
@@ -214,12 +235,14 @@ def _train(
             rows["resumed"] = folder.previous.told()
     display.header(rows)
     warn(settings, data, config, len(batches))
+    if settings.options.quiet and "sample_every" not in run.asked:
+        config = dataclasses.replace(config, sample_every=0)
     if deadline:
-        reserved = _SAMPLE_SECONDS + _YARDSTICK_SHARE * _yardstick_seconds(deadline.seconds)
+        reserved = _SAMPLE_SECONDS + _YARDSTICK_SHARE * min(FULL_SECONDS, 0.05 * deadline.seconds)
         config = dataclasses.replace(config, max_minutes=max(1.0, deadline.left() - reserved) / 60)
     left = previous.seconds_left if previous and previous.checkpoint else deadline.left() if deadline else None
     total_steps = config.max_steps or (previous.manifest.get("total_steps", 0) if previous else 0)
-    with display.live(total_steps, left) as show:
+    with display.live(total_steps, left, folder.records() if folder else ()) as show:
         run.history = train_and_evaluate(
             model,
             data.train_dataset,
@@ -230,15 +253,39 @@ def _train(
             on_log=_both(show, on_log),
             should_stop=should_stop,
         )
-    run.metrics = dict(run.history.best or {})
-    if folder:
-        _finish_folder(folder, run, display)
-    _finish(run, display, data, settings.options.model_dir)
+    _end(run, data, folder, display, on_log)
     return run
 
 
+def _end(
+    run: Run,
+    data: PreparedData,
+    folder: RunFolder | None,
+    display: Display,
+    on_log: Callable[[Record], None] | None,
+) -> None:
+    """What comes after the last step: a sample, the yardsticks, the pages, the last files, the summary."""
+    history = run.history
+    assert history is not None
+    run.metrics = dict(history.best or {})
+
+    def tell(record: Record) -> None:
+        history.records.append(record)
+        if folder:
+            folder.log(record)
+        if on_log:
+            on_log(record)
+
+    _look_back(run, display, data, tell, is_in_memory=folder is None)
+    if folder:
+        _finish_folder(folder, run, display)
+    path = files.join(folder.path, MODEL) if folder else None
+    display.summary(run.metrics, history, path, data.source_bits_per_byte)
+
+
 def _finish_folder(folder: RunFolder, run: Run, display: Display) -> None:
-    """Waits until all is written and sent; what is not is told."""
+    """Writes the pages and waits until all is written and sent; what is not is told."""
+    folder.write_pages()
     with display.working() as on_progress:
         if folder.remote:
             on_progress(f"sending what is left to {folder.path}", 0, None)
@@ -290,21 +337,25 @@ def _absolute(config: DataConfig) -> dict[str, Any]:
     return paths | {"tokenizer": absolute(config.tokenizer)}
 
 
-def _finish(run: Run, display: Display, data: PreparedData, model_dir: str | None) -> None:
-    """The sample, where the model is, and what went wrong."""
+def _look_back(
+    run: Run, display: Display, data: PreparedData, tell: Callable[[Record], None], *, is_in_memory: bool
+) -> None:
+    """Shows and records what the model writes, what simple predictors score, and how the run ended."""
     history = run.history
     assert history is not None
-    if run.metrics and run.tokenizer and history.status != "interrupted":  # who stops a run wants it to end
-        # Only where documents were told apart has the model learned how one begins.
-        prompt = "" if data.many_documents else "\n"
-        display.sample(run.generate(prompt, max_new_tokens=_SAMPLE_TOKENS, seed=0).strip())
-    if run.metrics and history.status != "interrupted" and data.name != "dummy" and not display.quiet:
-        _show_yardsticks(run, display, data)
-    path = files.join(model_dir, MODEL) if model_dir else None
-    display.summary(run.metrics, history, path, data.source_bits_per_byte)
+    if run.metrics and history.status != "interrupted":  # who stops a run wants it to end
+        if run.tokenizer and not display.quiet:
+            # Only where documents were told apart has the model learned how one begins.
+            prompt = "" if data.many_documents else "\n"
+            text = run.generate(prompt, max_new_tokens=_SAMPLE_TOKENS, seed=0).strip()
+            tell({"step": run.step, "prompt": "", "sample": text})
+            display.sample(text)
+        if data.name != "dummy" and not (display.quiet and is_in_memory):
+            _show_yardsticks(run, display, data, tell)
+    tell(history.ending())
 
 
-def _show_yardsticks(run: Run, display: Display, data: PreparedData) -> None:
+def _show_yardsticks(run: Run, display: Display, data: PreparedData, tell: Callable[[Record], None]) -> None:
     """What simple predictors make of the validation text, measured in a small share of the time that the run took."""
     try:
         found = yardsticks(
@@ -312,21 +363,25 @@ def _show_yardsticks(run: Run, display: Display, data: PreparedData) -> None:
             data.val_dataset,
             run.tokenizer,
             data.vocab_size,
-            seconds=_yardstick_seconds(run.metrics["elapsed_seconds"]),
+            seconds=_yardstick_seconds(run),
             source_bits_per_byte=data.source_bits_per_byte,
         )
     except (UserError, OSError, MemoryError, KeyboardInterrupt) as error:  # the model is there, and is not to be lost
         display.print(f"no yardsticks: {error or type(error).__name__}")
         return
+    tell({"step": run.step, "yardsticks": [dataclasses.asdict(one) for one in found]})
     metrics = run.metrics
     bits, loss, accuracy = (metrics.get(name) for name in ("val_bits_per_byte", "val_loss", "val_accuracy"))
     display.yardsticks(found, Yardstick("this model", bits, loss, accuracy=accuracy))
     display.print("")
 
 
-def _yardstick_seconds(run_seconds: float) -> float:
-    """What yardsticks may take on a slow core after a run of so many seconds: 5 % of them, in powers of two.
+def _yardstick_seconds(run: Run) -> float:
+    """What yardsticks may take on a slow core after a run: 5 % of its minutes, or of what its operations may take.
 
-    Powers, so that a run and its repetition, which takes a little less or more, measure on the same samples.
+    Reckoned from its settings and steps, not from the clock, so that its repetition measures on the same samples.
     """
-    return float(min(FULL_SECONDS, 2.0 ** math.floor(math.log2(max(0.05 * run_seconds, 1e-3)))))
+    minutes = run.resolved.get("max_minutes")
+    tokens = run.metrics["tokens_seen"]
+    seconds = 60 * minutes if minutes else tokens * flops_per_token(run.model.config) / _FLOPS_PER_SECOND
+    return float(min(FULL_SECONDS, 0.05 * seconds))

@@ -42,6 +42,11 @@ class Settings:
         above = {name: keys for name, keys in self.layers.items() if name not in _NOT_ASKED}
         return merge({**below, PLAN: {**self.layers.get(PLAN, {}), **plan}, **above})
 
+    @property
+    def origins_below(self) -> dict[str, str]:
+        """For each setting that nobody asked for and that is not at its default, the layer that set it."""
+        return {name: layer for name, layer in self.origins.items() if layer in (RECIPE, PRESET, PLAN)}
+
     def asked(self) -> dict[str, Any]:
         """What somebody set, by name, without what concerns one invocation only."""
         options = {field.name for field in dataclasses.fields(RunOptions)}

@@ -84,11 +84,11 @@ def kept_by(folder: str) -> dict[str, Any]:
 def first_difference(one: Any, other: Any, place: str = "") -> str | None:
     """Where two nested values of tensors and plain Python first differ, in words; None where they are the same bits.
 
-    Fields that hold times (elapsed_seconds, tokens_per_second) are not compared.
+    Fields that hold times (elapsed_seconds, tokens_per_second, mfu) are not compared.
     """
     if isinstance(one, dict) and isinstance(other, dict):
         for name in [*one, *(name for name in other if name not in one)]:
-            if str(name).endswith(("_seconds", "_per_second")):
+            if str(name).endswith(("_seconds", "_per_second")) or name == "mfu":
                 continue
             inner = f"{place}.{name}".removeprefix(".")
             if name not in one or name not in other:

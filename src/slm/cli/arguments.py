@@ -139,6 +139,21 @@ class Interruption:
         )
 
 
+def check_replaceable(out: str) -> None:
+    """Raises UserError where a file is there that is no page of ours."""
+    from slm.metrics.pages.page import MARKER
+    from slm.storage import files
+
+    files.check_path(out)
+    if not files.exists(out):
+        return
+    if not files.is_folder(out):
+        with files.open_read(out) as file:
+            if file.readline(1000).rstrip().endswith(MARKER.encode()):
+                return
+    raise UserError(f"--out = {out!r} is there and is no page of slm, so it is not replaced: name another file.")
+
+
 def run_command(prog: str, command: Callable[[], int]) -> int:
     """The exit code of a command; a person's mistakes are printed in one line, without a traceback."""
     warnings.showwarning = _show_warning

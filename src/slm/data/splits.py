@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
@@ -19,43 +19,16 @@ from slm.data.dataset import TextDataset
 from slm.data.formats import is_token_file, open_tokens
 from slm.data.manifest import MANIFEST, SHARD_NAME, TOKENIZER, is_ours, read_manifest, read_mark
 from slm.data.prepare import EVALUATED_TOKENS, Job, Progress, absolute
+from slm.data.prepared import PreparedData
 from slm.data.shards import Prepared, open_prepared
 from slm.data.sources import BUILT_IN, check_name, find_files, read_corpus, read_texts
 from slm.data.survey import FEWEST_DOCUMENTS
-from slm.data.tokenizer import TOKENIZERS, Tokenizer, make_tokenizer
+from slm.data.tokenizer import TOKENIZERS, make_tokenizer
 from slm.data.tokens import Tokens
 from slm.storage import files, listing
 
 DUMMY_TOKENS = 10_000
 LARGEST_VOCABULARY = 10_000_000  # unless somebody sets it; the largest that are in use have some 260,000
-
-
-@dataclass(frozen=True)
-class PreparedData:
-    """What training needs of the data, and what the header tells of it."""
-
-    train_dataset: TextDataset
-    val_dataset: TextDataset
-    tokenizer: Tokenizer | None  # None for the dummy data and for token ids
-    vocab_size: int
-    fingerprint: str
-    name: str
-    split: str  # how the validation part was chosen, in words
-    num_bytes: int = 0  # of the text
-    found: tuple[str, ...] = ()  # what was read and what was skipped, in words
-    folder: str | None = None  # where the token files lie; None: in memory
-    many_documents: bool = False  # with a token between them: the model sees often how one begins
-    prepared_with: Mapping[str, Any] = field(default_factory=dict)  # by slm-prepare: those fields of DataConfig
-    source_bits_per_byte: float | None = None  # the entropy of the validation text, where it is known
-
-    def in_windows_of(self, max_seq_len: int, val_tokens: int) -> PreparedData:
-        """The same tokens in windows of another length, of which evaluations read at most val_tokens."""
-        most_targets = min(val_tokens, EVALUATED_TOKENS)
-        train, val = (
-            TextDataset(dataset.tokens, max_seq_len, start_id=dataset.start_id, max_targets=most)
-            for dataset, most in ((self.train_dataset, None), (self.val_dataset, most_targets))
-        )
-        return replace(self, train_dataset=train, val_dataset=val)
 
 
 def load_data(

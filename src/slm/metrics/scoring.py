@@ -95,7 +95,8 @@ class Comparison:
         size = f"{abs(value):.4f} +- {error:.4f} {self.unit}"
         if not abs(value) > _CLEAR * error:
             return f"No difference between {first} and {second} can be told on this text: {size}."
-        return f"{second if value < 0 else first} is better by {size}."
+        better, worse = (second, first) if value < 0 else (first, second)
+        return f"{better} is better than {worse} by {size}."
 
     def __str__(self) -> str:
         return self.verdict("the first run", "the second run")

@@ -19,6 +19,7 @@ import torch
 
 from slm.config import ModelConfig, TrainConfig
 from slm.data.counts import many
+from slm.metrics.speed import flops_per_token, matrix_parameters
 from slm.model.transformer import LanguageModel
 from slm.training.device import Machine, choose_machine, estimate_memory, memory_of
 from slm.training.optimizer import make_optimizer
@@ -84,21 +85,9 @@ def layers_for(width: int) -> int:
     return max(2, round(width / 64))
 
 
-def matrix_parameters(config: ModelConfig) -> int:
-    """Parameters that each token is multiplied with: all but the table of embeddings and positions."""
-    positions = config.max_seq_len * config.embed_dim if config.positions == "learned" else 0
-    embeddings = 0 if config.tie_embeddings else config.vocab_size * config.embed_dim
-    return config.num_parameters - embeddings - positions
-
-
 def windows_of(text_tokens: float, config: ModelConfig) -> int:
     """How many windows a text has, at least one; no batch has more."""
     return max(1, int(text_tokens - 1) // config.max_seq_len)
-
-
-def flops_per_token(config: ModelConfig) -> float:
-    """Floating-point operations of a training step for each token (Kaplan et al. 2020, section 2.1, with attention)."""
-    return 6.0 * matrix_parameters(config) + 12.0 * config.num_layers * config.max_seq_len * config.embed_dim
 
 
 def batch_tokens_for(tokens: float, text_tokens: float) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import platform
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from slm.config import ModelConfig, TrainConfig, UserError
+from slm.metrics.speed import flops_per_token, measured_peak
 from slm.model.functions import MOST_POSITIONS
 from slm.model.loss import MOST_LOGITS, rows_at_once
+from slm.model.transformer import LanguageModel
 from slm.training.tuning import SECONDS, Choice, choose, seconds_of_step, thread_counts, time_steps
 
 _WORTH_COMPILING_SECONDS = 600.0  # a minute or two for compiling, which gains 10 to 40 %
@@ -245,6 +248,28 @@ def check_memory(model: ModelConfig, micro_batch_size: int, batch_positions: int
     raise UserError(
         f"This run needs about {needed / 1e9:,.1f} GB of memory, and {device} has {there / 1e9:,.1f} GB. {advice}."
     )
+
+
+def hardware(device: torch.device) -> str:
+    """The processor that computes, in words: "AMD EPYC 7B13, 2 cores"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text(errors="replace").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def peak_tokens_per_second(model: nn.Module, machine: Machine) -> float | None:
+    """Tokens per second of which the floating-point operations alone would take all that this machine can do.
+
+    None for a model whose operations are not known. To be called where the machine is in use.
+    """
+    if type(model) is not LanguageModel:
+        return None
+    peak = measured_peak(str(machine.device), machine.precision, machine.threads)
+    return peak / flops_per_token(model.config)
 
 
 def _physical_memory() -> int | None:

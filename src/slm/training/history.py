@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,3 +27,13 @@ class History:
     def evaluations(self) -> list[Record]:
         """The records of evaluations, each with step, epoch, val_loss, val_accuracy, val_perplexity."""
         return [record for record in self.records if "val_loss" in record]
+
+    def ending(self) -> Record:
+        """The last record: how the run ended."""
+        return {"step": self.step, "status": self.status, "message": self.message}
+
+
+def records_of(text: str) -> list[Record]:
+    """The records of a metrics.jsonl; a null in it was no finite number. A last line that was cut off is left out."""
+    found = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [{name: math.nan if value is None else value for name, value in record.items()} for record in found]

@@ -8,7 +8,6 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,13 +21,14 @@ from slm.metrics.evaluate import evaluate, evaluation_batch_size
 from slm.model.loss import WithLoss
 from slm.training.clock import Clock, SpeedWatch
 from slm.training.deadline import Deadline
-from slm.training.device import Machine, seeded
+from slm.training.device import Machine, peak_tokens_per_second, seeded
 from slm.training.history import History as History
 from slm.training.history import Record as Record
 from slm.training.optimizer import learning_rate_at, make_optimizer
 from slm.training.packing import copy_weights, pack_model, versions
 from slm.training.plan import check_ids, fingerprint, settle
-from slm.training.saving import RunFolder
+from slm.training.samples import Samples
+from slm.training.saving import RunFolder, opened
 from slm.training.state import checkpoint_of, restore
 from slm.training.step import train_step
 from slm.training.tuning import compiled
@@ -65,7 +65,7 @@ def train_and_evaluate(
     check_ids(model, train_dataset, "training", config.batch_size)
     check_ids(model, val_dataset, "validation", config.batch_size)
     asked = dataclasses.asdict(config)
-    with _opened(model_dir) as folder:
+    with opened(model_dir) as folder:
         if folder and not folder.begun:
             folder.check_early(asked)
             config = folder.take_over(config)
@@ -88,23 +88,12 @@ def train_and_evaluate(
         if trainer.history.message:
             warnings.warn(trainer.history.message, stacklevel=2)
         if folder and folder is not model_dir:
+            trainer.record(trainer.history.ending())
+            folder.write_pages()
             folder.finish(interrupted=trainer.history.status == "interrupted")
             for error in folder.errors:
                 warnings.warn(error, stacklevel=2)
     return trainer.history
-
-
-@contextmanager
-def _opened(model_dir: str | os.PathLike[str] | RunFolder | None) -> Iterator[RunFolder | None]:
-    """The folder of a run, let go of afterwards where it was only named."""
-    if model_dir is None or isinstance(model_dir, RunFolder):
-        yield model_dir
-        return
-    folder = RunFolder(os.fspath(model_dir))
-    try:
-        yield folder
-    finally:
-        folder.close()
 
 
 class Trainer:
@@ -132,7 +121,9 @@ class Trainer:
         self.with_loss: nn.Module = WithLoss(model)
         self.optimizer = make_optimizer(model, config, machine)
         self.scaler = machine.grad_scaler()
-        self.watch = Watch(machine.device, self.scaler)
+        self.watch = Watch(machine.device, self.scaler, config.max_grad_norm)
+        self.samples = Samples(model, tokenizer, val_dataset, config.sample_every)
+        self.peak: float | None = None  # tokens per second, where it is known
         self.bytes_per_token = tokenizer.bytes_per_token() if tokenizer else None
         self.history = History(self.total_steps)
         self.best_weights: dict[str, Tensor] = {}
@@ -177,6 +168,7 @@ class Trainer:
 
     def train(self) -> None:
         """All steps and evaluations, until the last step, a request to stop, or a loss that is no number."""
+        self.peak = peak_tokens_per_second(self.model, self.machine)
         self.model.train()
         is_whole = True  # False while a step is under way
         try:
@@ -317,8 +309,10 @@ class Trainer:
                 "lr": lr,
                 "grad_norm": self.watch.grad_norm,
                 "skipped_steps": self.watch.skipped_steps,
+                "clipped_steps": self.watch.clipped_steps,
                 "tokens_seen": self.tokens_seen,
                 "tokens_per_second": tokens / seconds,
+                **({"mfu": tokens / seconds / self.peak} if self.peak else {}),
                 "elapsed_seconds": self.clock.elapsed_seconds(),
             }
         )
@@ -334,7 +328,7 @@ class Trainer:
             metrics = evaluate(
                 self.model,
                 self.val_dataset,
-                batch_size=evaluation_batch_size(self.micro_batch_size, _window(self.val_dataset)),
+                batch_size=evaluation_batch_size(self.micro_batch_size, len(self.val_dataset[0][0])),
                 bytes_per_token=self.bytes_per_token,
                 autocast=self.machine.autocast(),
                 should_stop=lambda: running and time.monotonic() > self.asked_at + 1 and self.is_asked_to_stop(),
@@ -354,13 +348,21 @@ class Trainer:
                 self.history.best = record
                 self.best_weights = copy_weights(self.model.state_dict(), torch.clone)
             self.evaluation_is_due = False
-            if self.deadline:
-                self.deadline.evaluated(time.monotonic() - started)
             self.record(record)
             if is_best and self.folder:
                 if self.folder.step is None:  # a model.pt is never without a checkpoint to go on from
                     self.save()
                 self.folder.save_model(pack_model(self.model, self.best_weights, self.tokenizer, record))
+            self.write_samples(record)
+            if self.deadline:
+                self.deadline.evaluated(time.monotonic() - started)
+
+    def write_samples(self, evaluation: Record) -> None:
+        """Records what the model writes, where it is time for it."""
+        is_due = self.samples.due(len(self.history.evaluations), evaluation["elapsed_seconds"])
+        if is_due and math.isfinite(evaluation["val_loss"]) and self.history.status == "finished":
+            for record in self.samples.records(self.step):
+                self.record(record)
 
     def record(self, record: Record) -> None:
         """Adds a record to the history and hands it to metrics.jsonl and on_log."""
@@ -392,8 +394,3 @@ class Trainer:
             # Where the weights have gone bad, the last good state is in an earlier checkpoint.
             if not self.watch.bad_steps or all(tensor.isfinite().all() for tensor in weights.values()):
                 folder.save(self.step, *checkpoint_of(self, weights))
-
-
-def _window(dataset: Dataset[Any]) -> int:
-    """T of a dataset's windows."""
-    return len(dataset[0][0])

@@ -17,7 +17,7 @@ from slm.config import UserError
 from slm.storage import checkpoint_folder, files
 from slm.storage.checkpoint_folder import MANIFEST, name_of, steps_of
 from slm.storage.files import MissingError, StorageError, TakenError
-from slm.training.resume import BEST, CHECKPOINTS, CONFIG, METRICS, MODEL
+from slm.training.resume import BEST, CARD, CHECKPOINTS, CONFIG, METRICS, MODEL, REPORT
 
 MAX_AT_ONCE = 4  # uploads of one checkpoint
 _MAX_TEXT_BYTES = 2**20  # of a config.toml or manifest
@@ -138,6 +138,16 @@ class RemoteRun:
         if step is not None:
             self._prune(step, keep_last)
 
+    def push_last(self) -> None:
+        """Afterwards the URL has the pages of a run that has ended, where it has, and all lines of metrics.jsonl."""
+        if pages := self._pages():
+            self._push_metrics(os.path.join(self.local, METRICS))
+        for name, path in pages.items():
+            self._send(name, path)
+
+    def _pages(self) -> dict[str, str]:
+        return {name: path for name in (REPORT, CARD) if os.path.exists(path := os.path.join(self.local, name))}
+
     def missing(self, step: int | None) -> list[str]:
         """The names at the URL of what `push` has not brought there."""
         parts = {CONFIG: os.path.join(self.local, CONFIG), **self._parts(step, self._manifest(step))}
@@ -155,7 +165,7 @@ class RemoteRun:
     def _parts(self, step: int | None, manifest: Mapping[str, Any]) -> dict[str, str]:
         """Where the files of a save lie here, by their names at the URL."""
         if step is None:
-            return {name: os.path.join(self.local, name) for name in (METRICS, MODEL)}
+            return {name: os.path.join(self.local, name) for name in (METRICS, MODEL)} | self._pages()
         folder = os.path.join(self.local, CHECKPOINTS, name_of(step))
         parts = {METRICS: os.path.join(folder, METRICS)}  # not those at the top, which training changes meanwhile
         for name in (*manifest["files"], MANIFEST):

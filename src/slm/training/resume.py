@@ -15,8 +15,9 @@ from slm.storage import checkpoint_folder, files
 from slm.training.device import choose_device
 
 CONFIG, METRICS, MODEL, CHECKPOINTS = "config.toml", "metrics.jsonl", "model.pt", "checkpoints"
+REPORT, CARD = "report.html", "MODEL_CARD.md"
 STATE, BEST = "training.pt", "best.pt"  # in a checkpoint, beside its own model.pt and metrics.jsonl
-RUN_FILES = (CONFIG, METRICS, MODEL, CHECKPOINTS)
+RUN_FILES = (CONFIG, METRICS, MODEL, CHECKPOINTS, REPORT, CARD)
 
 _OTHER_DIGITS = "from here on, the last digits differ from those of an unbroken run"
 _LONGER = "from here on, the learning rate is that of the longer run"
@@ -27,6 +28,7 @@ MAY_CHANGE = {  # and what it does
     "compile": _OTHER_DIGITS,
     "micro_batch_size": _OTHER_DIGITS,
     "log_every": "from here on, metrics.jsonl has lines at other steps",
+    "sample_every": "from here on, samples are of other evaluations",
     "max_steps": _LONGER,
 }
 _MEASURED = ("device", "precision", "threads", "compile")

@@ -9,17 +9,23 @@ import shutil
 import time
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from slm.config import TrainConfig, UserError
 from slm.data.manifest import remove_temporary
+from slm.metrics.pages import pages_of
+from slm.metrics.recorded import Recorded
 from slm.settings import MARKER, write_config
 from slm.storage import checkpoint, checkpoint_folder, files
 from slm.storage.cached import cache_folder, key_of
+from slm.training import resume
 from slm.training.background import Uploader, Worker
+from slm.training.history import records_of
 from slm.training.remote import RemoteRun
-from slm.training.resume import CHECKPOINTS, CONFIG, METRICS, MODEL, RUN_FILES, Previous, find_previous
+from slm.training.resume import CHECKPOINTS, CONFIG, METRICS, MODEL, Previous, find_previous
 
 SAVE_SECONDS = 180.0  # between checkpoints, unless save_every counts steps
 _LOCK = ".slm.lock"
@@ -77,7 +83,7 @@ class RunFolder:
             raise
 
     def _names(self) -> list[str]:
-        return [name for name in files.list_names(self.path) if name in RUN_FILES]
+        return [name for name in files.list_names(self.path) if name in resume.RUN_FILES]
 
     @property
     def _lock_path(self) -> str:
@@ -129,6 +135,7 @@ class RunFolder:
         if self.remote and previous.checkpoint:
             # What was left to send when a machine went down; where all is there this sends nothing.
             self.remote.push(previous.step, self.keep_last)
+            self.remote.push_last()
         return previous
 
     def check_early(self, values: Mapping[str, Any]) -> None:
@@ -205,8 +212,7 @@ class RunFolder:
 
     def records(self) -> list[dict[str, Any]]:
         """What metrics.jsonl holds at the start; a null in it was no finite number."""
-        found = [json.loads(line) for line in self._lines]
-        return [{name: math.nan if value is None else value for name, value in record.items()} for record in found]
+        return records_of("".join(self._lines))
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Adds a line to metrics.jsonl; numbers that JSON lacks (NaN, infinity) become null."""
@@ -248,7 +254,7 @@ class RunFolder:
         models = {name: {**content, **self._origin} for name, content in contents.items()}
 
         def write() -> None:
-            savers = {name: _saver(content) for name, content in models.items()}
+            savers: dict[str, Any] = {name: partial(_save, content) for name, content in models.items()}
             savers[METRICS] = lambda path: files.write_bytes(path, "".join(lines).encode())
             folder = self._local(CHECKPOINTS)
             checkpoint_folder.verify(checkpoint_folder.write(folder, step, savers, about))
@@ -286,6 +292,12 @@ class RunFolder:
         self._trouble.pop(what, None)
         return True
 
+    def write_pages(self) -> None:
+        """Writes report.html and MODEL_CARD.md, of all records so far; where that fails `finish` tells."""
+        tables = (self._origin[name] for name in ("resolved", "made_with", "asked"))
+        for name, text in pages_of(Recorded(self.path, self.records(), *tables)).items():
+            self._try(name, partial(files.write_bytes, self._local(name), text.encode(errors="replace")))
+
     def poll(self) -> None:
         """Warns of trouble, once as long as it lasts. Raises StorageError where another run was first at the URL."""
         self._writer.check()
@@ -316,24 +328,28 @@ class RunFolder:
             if self._committed:
                 newest = f"The same command goes on from step {self._committed[-1]:,}, once there is space."
             self.save_error = f"{self._trouble[what]} {newest}"
-        if CHECKPOINTS in self._trouble and not self.save_error:
-            warnings.warn(f"{self._trouble[CHECKPOINTS]} The model is saved, its last checkpoint is not.", stacklevel=3)
+        for what in (
+            sorted({CHECKPOINTS, resume.REPORT, resume.CARD} & self._trouble.keys()) if not self.save_error else ()
+        ):
+            name = "its last checkpoint" if what == CHECKPOINTS else what
+            warnings.warn(f"{self._trouble[what]} The model is saved, {name} is not.", stacklevel=3)
         if self.remote is None:
             return
         if self._uploader is None or not self._committed:  # a model without checkpoints, by Run.save
             if os.path.exists(self._local(MODEL)):
-                self._push_model()
-        elif not self._uploader.finish(patient=not interrupted):
+                self._push(partial(self.remote.push, None, self.keep_last))
+        elif self._uploader.finish(patient=not interrupted):
+            self._push(self.remote.push_last)
+        else:
             self.upload_error = str(self._uploader.error or self._uploader.refusal)
         if self.upload_error:
             self.upload_error += f" The run is complete in {self.local}; the same command sends what is missing."
         elif not self.save_error:
             shutil.rmtree(self.local, ignore_errors=True)
 
-    def _push_model(self) -> None:
-        assert self.remote
+    def _push(self, push: Callable[[], None]) -> None:
         try:
-            self.remote.push(None, self.keep_last)
+            push()
         except files.StorageError as error:
             self.upload_error = str(error)
 
@@ -355,6 +371,19 @@ class RunFolder:
         return os.path.join(self.local, name)
 
 
+@contextmanager
+def opened(model_dir: str | os.PathLike[str] | RunFolder | None) -> Iterator[RunFolder | None]:
+    """A context that gives the folder of a run, and lets go of it afterwards where it was only named."""
+    if model_dir is None or isinstance(model_dir, RunFolder):
+        yield model_dir
+        return
+    folder = RunFolder(os.fspath(model_dir))
+    try:
+        yield folder
+    finally:
+        folder.close()
+
+
 def _move(source: str, target: str) -> None:
     """Moves a file, or a folder with all that is in it."""
     if not files.is_folder(source):
@@ -365,5 +394,5 @@ def _move(source: str, target: str) -> None:
     files.remove(source)
 
 
-def _saver(content: dict[str, Any]) -> Any:
-    return lambda path: checkpoint.save_file(path, content)
+def _save(content: dict[str, Any], path: str) -> None:
+    checkpoint.save_file(path, content)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from slm.training.loop import Trainer
 
 _COUNTS = ("step", "tokens_seen")
-_WATCHED = ("bad_steps", "skipped_steps")
+_WATCHED = ("bad_steps", "skipped_steps", "clipped_steps")
 _MOMENTS = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})  # that AdamW or Muon keeps of a parameter
 
 

@@ -13,16 +13,17 @@ MAX_BAD_STEPS = 5  # non-finite steps in a row after which a run stops
 
 
 class Watch:
-    """Losses since the last log, steps that were no finite number, and whether the run has diverged."""
+    """Losses since the last log, steps that were no finite number or clipped, and whether the run has diverged."""
 
-    def __init__(self, device: torch.device, scaler: torch.amp.GradScaler) -> None:
-        self.scaler = scaler
+    def __init__(self, device: torch.device, scaler: torch.amp.GradScaler, max_grad_norm: float = 0.0) -> None:
+        self.scaler, self.max_grad_norm = scaler, max_grad_norm
         # On an accelerator the newest step is under way while the host goes on.
         self.lag = 0 if device.type == "cpu" else 1
         self.losses: list[float] = []  # since the last log
         self.grad_norm = math.nan  # of the newest step that was read
         self.bad_steps = 0  # in a row
         self.skipped_steps = 0
+        self.clipped_steps = 0  # whose gradient was scaled down to max_grad_norm
         self.message = ""  # of a run that has diverged
         self._unread: list[tuple[int, float, Tensor]] = []
 
@@ -43,6 +44,7 @@ class Watch:
         scale_may_be_too_high = self.scaler.is_enabled() and self.scaler.get_scale() >= 1
         self.grad_norm = grad_norm
         self.skipped_steps += not (math.isfinite(loss) and math.isfinite(grad_norm))
+        self.clipped_steps += math.isfinite(grad_norm) and grad_norm > self.max_grad_norm > 0
         if math.isfinite(loss):
             self.losses.append(loss)
         fine = math.isfinite(loss) and (math.isfinite(grad_norm) or scale_may_be_too_high)

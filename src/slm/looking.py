@@ -1,0 +1,32 @@
+"""Looking inside: from a run and a text to what its model made of each token."""
+
+from __future__ import annotations
+
+import os
+
+from slm.config import UserError
+from slm.metrics.explain import Explanation, explain_tokens
+from slm.run import Run, load
+
+
+def explain(run: Run | str | os.PathLike[str], text: str) -> Explanation:
+    """What a run's model made of a text: each token's probability, where attention looked, each layer's guess.
+
+    run: a Run, its folder or URL, or a model.pt. In a notebook the result shows itself; `slm-explain` writes it as a
+    page. Where the model was trained on many documents, the text is taken as the beginning of one, so that its first
+    token has a probability, too. A text has at most 256 tokens, at most max_seq_len, and few enough that layers x heads
+    x tokens x tokens is at most 2,000,000. Raises UserError for a longer text, for an empty one, and for a run without
+    a tokenizer; UserError and OSError where a run cannot be loaded.
+    """
+    if not isinstance(text, str):
+        raise UserError(f"text = {text!r:.60}: must be a str.")
+    run = run if isinstance(run, Run) else load(run)
+    if run.tokenizer is None:
+        raise UserError(
+            "this model has no tokenizer, for it was trained on dummy tokens or on token ids: it cannot read text."
+        )
+    ids = run.tokenizer.encode(text)
+    if not ids:
+        raise UserError("the text is empty: give one of at least one token.")
+    start = [] if run.start_id is None else [run.start_id]
+    return explain_tokens(run.model, [*start, *ids], run.tokenizer, begins=bool(start))

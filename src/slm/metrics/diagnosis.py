@@ -1,0 +1,282 @@
+"""What the curves of a run say about it, in plain words, each with the one setting to change."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from slm.metrics.recorded import Record, Recorded, curve
+
+# Also the limits of what is warned of before a run.
+FEW_STEPS = 100
+MANY_EPOCHS = 10  # up to 4 passes learn nearly as much as new text would, beyond about 16 little (Muennighoff 2023)
+SEEN_OFTEN = 50  # times that an entry of the vocabulary should occur in the training text, on average
+
+# The limits below were set on runs made to show each trouble and on healthy ones, of characters, words and stories.
+_RISE = 0.01  # of val_loss above its best, and of the train loss below what it was then: overfitting and not noise
+_STILL_FALLING = 0.025  # of val_loss, in the last quarter of the steps
+_SPIKE = 0.1  # of the loss, above the lowest so far
+_STRONG_PULL = 3.0  # times the limit of gradients
+_MOSTLY = 0.9  # of the steps
+_ENOUGH_STEPS = 200  # to judge how fast the loss passed that of token counts
+_LATE, _STUCK_AT, _STUCK = 0.25, 0.3, 0.93  # shares of the steps, and of the loss of token counts
+_DUMMY = "dummy"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that a run's numbers show: what it is, how one sees it, and what to change."""
+
+    name: str  # such as "overfitting"
+    title: str
+    told: str
+    advice: str
+    flag: str  # as for slm-train
+
+
+def diagnose(run: Recorded) -> list[Finding]:
+    """What went wrong in a run, the gravest first; empty where nothing shows."""
+    if run.made_with.get("data_name") == _DUMMY:  # random tokens: nothing that its curves show means anything
+        return []
+    found = [one for rule in _RULES for one in rule(run)]
+    return found or list(_only_counts(run))
+
+
+def next_step(run: Recorded) -> Finding:
+    """What is worth trying after a run in which nothing went wrong."""
+    if run.made_with.get("data_name") == _DUMMY:
+        return Finding("data", "Random tokens", "", "Train on a text of your own, or on the built-in", "--data stories")
+    if run.status in ("not ended", "interrupted"):
+        told = "Let it finish: the same command goes on where it stopped. In a script, make sure of that with"
+        return Finding("unfinished", "Not finished", "", told, "--resume must")
+    if minutes := run.resolved.get("max_minutes"):
+        told = "More time pays for a larger model, which is then planned:"
+        return Finding("longer", "Healthy", "", told, f"--max_minutes {3 * minutes:g}")
+    told = "The loss has nearly stopped falling, so a larger model or more text would learn more. Double the width:"
+    return Finding("larger", "Healthy", "", told, f"--embed_dim {2 * run.resolved.get('embed_dim', 128)}")
+
+
+def _diverged(run: Recorded) -> Iterator[Finding]:
+    if run.status == "diverged":
+        yield Finding(
+            "diverged",
+            "The learning rate was too high: training broke down",
+            str(run.ending.get("message", "")),
+            "Lower the learning rate to a tenth:",
+            f"--learning_rate {_rate(run, 0.1)}",
+        )
+
+
+def _learning_rate_too_high(run: Recorded) -> Iterator[Finding]:
+    """Jumps of the loss, gradients far beyond the limit, or a loss that stays at that of token counts."""
+    signs = _signs_of_high(run)
+    if signs and run.status != "diverged":
+        told = "; ".join(signs)
+        yield Finding(
+            "learning rate too high",
+            "The learning rate is too high",
+            f"{told[0].upper()}{told[1:]}.",
+            "Lower it to a third:",
+            f"--learning_rate {_rate(run, 1 / 3)}",
+        )
+
+
+def _signs_of_high(run: Recorded) -> list[str]:
+    signs = []
+    losses = [(x, y) for x, y in curve(run.logs, "train_loss") if math.isfinite(y)]
+    spikes = _spikes(losses)
+    if losses and (worst := max(losses, key=lambda point: point[1]))[1] > (1 + _SPIKE) * losses[0][1]:
+        signs.append(f"the training loss rose from {losses[0][1]:.2f} to {worst[1]:.2f}, near step {worst[0]:,}")
+    elif len(spikes) >= 2:
+        signs.append(f"the training loss jumped up {len(spikes)} times, first near step {spikes[0]:,}")
+    logs = _after_warmup(run)
+    limit = run.resolved.get("max_grad_norm") or math.inf
+    norms = [y for _, y in curve(logs, "grad_norm") if math.isfinite(y)]
+    if norms and statistics.median(norms) > _STRONG_PULL * limit and _clipped_share(logs) > _MOSTLY:
+        signs.append(
+            f"{100 * _clipped_share(logs):.0f} % of the steps after the warm-up had a gradient beyond the limit of "
+            f"{limit:g} and were cut down, half of them to less than 1/{statistics.median(norms) / limit:.0f}"
+        )
+    counts, passed = _counts_loss(run), _steps_to_counts(run)
+    late = [y for x, y in losses if abs(x - _STUCK_AT * run.step) <= 0.05 * run.step]
+    if counts and passed <= _LATE * run.step and late and statistics.mean(late) > _STUCK * counts:
+        signs.append(
+            f"the training loss soon fell to {counts:.2f}, what knowing only how frequent each token is gives, and "
+            f"then stayed near it: {statistics.mean(late):.2f} after {100 * _STUCK_AT:.0f} % of the steps"
+        )
+    return signs
+
+
+def _learning_rate_too_low(run: Recorded) -> Iterator[Finding]:
+    """The loss takes long to fall to that of token counts, which is easy to learn."""
+    counts, passed = _counts_loss(run), _steps_to_counts(run)
+    if counts is None or passed <= _LATE * run.step or run.status == "diverged" or _signs_of_high(run):
+        return
+    when = "was not reached" if passed == math.inf else f"took {passed:,.0f} of the {run.step:,} steps"
+    yield Finding(
+        "learning rate too low",
+        "The learning rate is too low",
+        f"To learn how frequent each token is, a training loss of {counts:.2f}, is the easy beginning; it {when}.",
+        "Raise it to ten times as much:",
+        f"--learning_rate {_rate(run, 10)}",
+    )
+
+
+def _overfitting(run: Recorded) -> Iterator[Finding]:
+    """val_loss has risen from its best while the training loss fell on."""
+    best, after = run.best, [one for one in run.evaluations if run.best and one["step"] > run.best["step"]]
+    if best is None or len(after) < 2 or not math.isfinite(after[-1]["val_loss"]):
+        return
+    last = after[-1]["val_loss"]
+    then, now = _train_loss_at(run, best["step"]), _train_loss_at(run, run.step)
+    if last < (1 + _RISE) * best["val_loss"] or not now < (1 - _RISE) * then:
+        return
+    dropout = run.resolved.get("dropout", 0.0)
+    yield Finding(
+        "overfitting",
+        f"Overfitting since step {best['step']:,}",
+        f"The validation loss was best there, {best['val_loss']:.3f}, and rose to {last:.3f} by the end, while the "
+        f"training loss fell from {then:.3f} to {now:.3f}: the model went on to learn the training text by heart. "
+        "The weights of the best step are the ones that were kept, so nothing is lost but time.",
+        "More text helps most. With the same text, drop some activations in training:",
+        f"--dropout {min(0.5, dropout + 0.1 if dropout else 0.2):g}",
+    )
+
+
+def _underfitting(run: Recorded) -> Iterator[Finding]:
+    """val_loss was still falling at the end."""
+    points = [(x, y) for x, y in curve(run.evaluations, "val_loss") if math.isfinite(y)]
+    if run.status != "finished" or len(points) < 4 or run.best is not run.evaluations[-1]:
+        return
+    if any(True for rule in (_learning_rate_too_high, _learning_rate_too_low) for _ in rule(run)):
+        return
+    begin, before = [point for point in points if point[0] <= 0.75 * run.step or point is points[0]][-1]
+    end, last = points[-1]
+    if before - last < _STILL_FALLING * last:
+        return
+    yield Finding(
+        "underfitting",
+        "It could still learn more",
+        f"The validation loss was still falling by {100 * (before - last) / (end - begin):.3f} per 100 steps at the "
+        f"end, from {before:.3f} at step {begin:,} to {last:.3f}.",
+        "Train longer:",
+        _longer(run),
+    )
+
+
+def _repeated(run: Recorded) -> Iterator[Finding]:
+    passes = run.passes or 0.0
+    if passes <= MANY_EPOCHS or run.resolved.get("max_minutes"):  # with minutes a plan weighed that
+        return
+    yield Finding(
+        "repeated data",
+        f"The text was read {passes:.0f} times",
+        "Beyond a few times a text is learned by heart rather than understood.",
+        "More text is worth more than more passes; else fewer:",
+        f"--epochs {MANY_EPOCHS // 2}",
+    )
+
+
+def _large_vocabulary(run: Recorded) -> Iterator[Finding]:
+    size, tokens = run.resolved.get("vocab_size"), run.made_with.get("train_tokens")
+    if run.resolved.get("tokenizer") != "bpe" or not size or not tokens or tokens >= SEEN_OFTEN * size:
+        return
+    if run.resolved.get("max_minutes") and run.origin("vocab_size") == "plan":
+        return
+    fitting = max(300, 2 ** int(math.log2(max(tokens / SEEN_OFTEN, 2))))
+    yield Finding(
+        "large vocabulary",
+        "The tokenizer is too large for the text",
+        f"The vocabulary has {size:,} entries and the training text {tokens:,} tokens: an entry occurs "
+        f"{tokens / size:.1f} times on average, too rarely to learn what it means ({SEEN_OFTEN} times is a good "
+        "measure).",
+        "Take a smaller vocabulary:",
+        f"--vocab_size {fitting}",
+    )
+
+
+def _only_counts(run: Recorded) -> Iterator[Finding]:
+    """The model is not better than the best predictor that counts tokens, and no other finding says why."""
+    best = run.best_counting
+    if best is None or run.status != "finished" or run.model_as_yardstick["loss"] < best["loss"]:
+        return
+    yield Finding(
+        "no better than counting",
+        "It has not learned more than counting gives",
+        f"Its loss of {run.model_as_yardstick['loss']:.3f} is not below the {best['loss']:.3f} of the {best['name']}, "
+        "which only counts.",
+        "Train longer:",
+        _longer(run),
+    )
+
+
+_RULES: tuple[Callable[[Recorded], Iterator[Finding]], ...] = (
+    _diverged,
+    _learning_rate_too_high,
+    _learning_rate_too_low,
+    _overfitting,
+    _large_vocabulary,
+    _underfitting,
+    _repeated,
+)
+
+
+def _after_warmup(run: Recorded) -> list[Record]:
+    warmup = run.resolved.get("warmup_steps") or 0
+    return [record for record in run.logs if record["step"] > warmup]
+
+
+def _spikes(points: list[tuple[float, float]]) -> list[int]:
+    """The steps at which the loss jumped above the lowest so far, each jump once."""
+    lowest, above, found = math.inf, False, []
+    for step, loss in points:
+        if not math.isfinite(loss):
+            continue
+        jumped = loss > (1 + _SPIKE) * lowest
+        if jumped and not above:
+            found.append(int(step))
+        above, lowest = jumped, min(lowest, loss)
+    return found
+
+
+def _clipped_share(logs: list[Record]) -> float:
+    """The share of steps, from the first of the records to the last, whose gradient was scaled down."""
+    known = [record for record in logs if "clipped_steps" in record]
+    if len(known) < 2:
+        return 0.0
+    first, last = known[0], known[-1]
+    return (int(last["clipped_steps"]) - int(first["clipped_steps"])) / max(int(last["step"]) - int(first["step"]), 1)
+
+
+def _counts_loss(run: Recorded) -> float | None:
+    """The loss of knowing how frequent each token is; None where it was not measured or the run is too short."""
+    known = (one["loss"] for one in run.yardsticks if one["name"] == "unigram")
+    return next(known, None) if run.step >= _ENOUGH_STEPS else None
+
+
+def _steps_to_counts(run: Recorded) -> float:
+    """The steps after which the training loss was at that of token counts; infinite where it never was."""
+    counts = _counts_loss(run)
+    if counts is None:
+        return math.inf
+    return next((x for x, y in curve(run.logs, "train_loss") if y <= counts), math.inf)
+
+
+def _train_loss_at(run: Recorded, step: int) -> float:
+    """The mean training loss of the last few records up to a step."""
+    losses = [y for x, y in curve(run.logs, "train_loss") if x <= step and math.isfinite(y)]
+    return statistics.mean(losses[-5:]) if losses else math.nan
+
+
+def _rate(run: Recorded, factor: float) -> str:
+    return f"{factor * run.resolved.get('learning_rate', 1e-3):.2g}"
+
+
+def _longer(run: Recorded) -> str:
+    if minutes := run.resolved.get("max_minutes"):
+        return f"--max_minutes {2 * minutes:g}"
+    if "max_steps" in run.asked:
+        return f"--max_steps {2 * run.step}"
+    return f"--epochs {2 * run.resolved.get('epochs', 5)}"

@@ -1,0 +1,131 @@
+"""Several runs on one page: their curves over each other, their numbers, what they differ in, and which is best."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from slm.config import FIELDS
+from slm.metrics.diagnosis import diagnose
+from slm.metrics.pages import words
+from slm.metrics.pages.charts import Line, line_chart
+from slm.metrics.pages.page import escaped, page, table
+from slm.metrics.recorded import Recorded, curve
+
+FINGERPRINT = "data_fingerprint"
+LETTERS = "ABCDEF"  # as many as there are colours that can be told apart
+
+
+def comparison_page(runs: Sequence[Recorded], verdicts: Sequence[str]) -> str:
+    """The page, as HTML. verdicts: which is better and how sure that is, in words."""
+    named = list(zip(LETTERS, runs, strict=False))
+    same_text = len({run.made_with.get(FINGERPRINT) for run in runs}) == 1
+    best = min(runs, key=lambda run: run.best["val_loss"] if run.best else math.inf) if same_text else None
+    differences = _differences(runs)
+    names = "".join(
+        f"<li><b>{letter}</b>: {escaped(run.name)}, {escaped(words.ended(run))}</li>" for letter, run in named
+    )
+    body = [
+        "<h1>Runs compared</h1>",
+        f"<ul>{names}</ul>",
+        '<div class="panel"><p><b>Which is better?</b></p>'
+        + "".join(f"<p>{escaped(v)}</p>" for v in verdicts)
+        + "</div>",
+        "<h2>Results</h2>",
+        _results(named, best),
+        "<h2>Curves</h2>",
+        '<div class="charts">',
+        _chart(named, "Validation loss by step", "val_loss", "step", "nats per token"),
+        _chart(named, "Validation loss by time", "val_loss", "elapsed_seconds", "nats per token"),
+        _chart(named, "Bits per byte by time", "val_bits_per_byte", "elapsed_seconds", "bits"),
+        _chart(named, "Learning rate", "lr", "step", ""),
+        "</div>",
+        "<h2>What they differ in</h2>",
+        table(("setting", *LETTERS[: len(runs)]), differences)
+        if differences
+        else "<p>Their settings are the same.</p>",
+        "<h2>What the curves say of each</h2>",
+        *(_findings(letter, run) for letter, run in named),
+        "<h2>What each wrote</h2>",
+        *(_sample(letter, run) for letter, run in named),
+        "<h2>Words</h2>",
+        table((), [(f"<b>{escaped(word)}</b>", escaped(told)) for word, told in words.WORDS.items()]),
+        f"<footer><p>Written by slm on {time.strftime('%d %B %Y')}.</p></footer>",
+    ]
+    return page("Runs compared: " + ", ".join(run.name for run in runs), "\n".join(filter(None, body)))
+
+
+def _results(named: Sequence[tuple[str, Recorded]], best: Recorded | None) -> str:
+    rows, ours = [], None
+    for number, (letter, run) in enumerate(named):
+        config, found = run.model_config, run.best or {}
+        bits = found.get("val_bits_per_byte")
+        rows.append(
+            [
+                escaped(letter + (" (lowest val_loss)" if run is best and run.best else "")),
+                f"{config.num_parameters:,}" if config else "",
+                f"{run.step:,}",
+                escaped(words.minutes(run.seconds)),
+                f"{found['val_loss']:.4f}" if found else "none",
+                f"{bits:.4f}" if bits is not None else "",
+                f"{100 * found['val_accuracy']:.2f} %" if found else "",
+            ]
+        )
+        ours = number if run is best else ours
+    header = ("run", "parameters", "steps", "training", "best val_loss", "bits per byte", "accuracy")
+    told = "Each on its own validation text"
+    told += ". " if best else ", and those differ: these numbers do not compare, only the verdicts above do. "
+    told += "With different tokenizers bits per byte alone compare."
+    return table(header, rows, caption=told, numbers=range(1, 7), ours=ours)
+
+
+def _chart(named: Sequence[tuple[str, Recorded]], title: str, y: str, x: str, y_label: str) -> str:
+    lines = []
+    for number, (letter, run) in enumerate(named):
+        records = run.logs if y == "lr" else run.evaluations
+        lines.append(Line(letter, curve(records, y, x), dots=y != "lr", series=number + 1))
+    x_label = "step" if x == "step" else "seconds of training"
+    return line_chart(title, lines, x_label=x_label, y_label=y_label, from_zero=y == "lr")
+
+
+def _differences(runs: Sequence[Recorded]) -> list[list[str]]:
+    """A row for each setting, fact about the text or machine in which not all are alike."""
+    rows = []
+    names = [name for name in FIELDS if any(name in run.resolved for run in runs)]
+    for name in names:
+        values = [run.resolved.get(name) for run in runs]
+        if any(value != values[0] for value in values):
+            rows.append([f"<code>{escaped(name)}</code>", *(escaped(_shown(value)) for value in values)])
+    for name in (FINGERPRINT, "train_tokens", "val_tokens", "hardware", "torch", "slm"):
+        values = [run.made_with.get(name) for run in runs]
+        if any(value != values[0] for value in values):
+            rows.append([escaped(name), *(escaped(f"{_shown(value):.12}") for value in values)])
+    return rows
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _findings(letter: str, run: Recorded) -> str:
+    found = diagnose(run)
+    if not found:
+        return f"<p><b>{letter}</b>: no trouble was found.</p>"
+    return "".join(
+        f"<p><b>{letter}</b>: {escaped(one.title)}. {escaped(one.advice)} <code>{escaped(one.flag)}</code></p>"
+        for one in found
+    )
+
+
+def _sample(letter: str, run: Recorded) -> str:
+    if not run.samples:
+        return f"<p><b>{letter}</b>: nothing was kept of what it wrote.</p>"
+    last = run.samples[-1]
+    return (
+        f"<p><b>{letter}</b>, step {last['step']:,}:</p>"
+        f'<pre><span class="prompt">{escaped(last["prompt"])}</span>{escaped(last["sample"])}</pre>'
+    )

@@ -1,0 +1,281 @@
+"""The report of one run: what it learned, how good it is compared to what, what to try next, and all its numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+
+from slm.config import FIELDS, RunOptions
+from slm.metrics.diagnosis import Finding, diagnose, next_step
+from slm.metrics.pages import words
+from slm.metrics.pages.charts import Line, line_chart, smoothed
+from slm.metrics.pages.page import details, escaped, page, table
+from slm.metrics.recorded import THIS_MODEL, YOU, Recorded, curve
+from slm.metrics.summary import summary
+
+_SAMPLES_SHOWN = 5  # steps
+_OPTIONS = {field.name for field in dataclasses.fields(RunOptions)}
+_FROM = {  # a layer of settings, in words
+    "": "worked out by slm",
+    "preset of the corpus": "preset of this corpus",
+    "plan": "planned for the minutes",
+}
+
+
+def report_page(run: Recorded) -> str:
+    """The page, as HTML."""
+    findings = diagnose(run)
+    body = [
+        f"<h1>{escaped(run.title)}</h1>",
+        f'<p class="soft">{escaped(_subtitle(run))}</p>',
+        _answers(run, findings),
+        _tiles(run),
+        "<h2>What the curves say</h2>",
+        *map(_finding, findings),
+        "" if findings else '<div class="panel finding good"><p>No trouble was found in these curves.</p></div>',
+        "<h2>Curves</h2>",
+        curves(run),
+        _yardsticks(run),
+        _samples(run),
+        "<h2>What was trained on what</h2>",
+        table((), [(escaped(name), escaped(told)) for name, told in (*words.facts(run), *_model(run))]),
+        _modules(run),
+        "<h2>Settings</h2>",
+        _settings(run),
+        "<h2>Environment</h2>",
+        table((), [(escaped(name), escaped(value)) for name, value in _environment(run)]),
+        "<h2>How to use the model</h2>",
+        f"<pre>{escaped(how_to_load(run.name))}</pre>",
+        "<h2>Words</h2>",
+        table((), [(f"<b>{escaped(word)}</b>", escaped(told)) for word, told in words.WORDS.items()]),
+        f"<footer><p>Written by slm {escaped(run.made_with.get('slm', ''))} on {time.strftime('%d %B %Y')}. "
+        "The same numbers are in metrics.jsonl.</p></footer>",
+    ]
+    return page(f"{run.title}: training report", "\n".join(filter(None, body)))
+
+
+def _subtitle(run: Recorded) -> str:
+    config = run.model_config
+    size = f"A language model of {words.count(config.num_parameters)} parameters" if config else "A model"
+    on = f", trained on {run.made_with['data_name']}" if "data_name" in run.made_with else ""
+    time = f" and {words.minutes(run.seconds)} of training" if run.seconds else ""
+    return f"{size}{on}: {words.ended(run)}{time}."
+
+
+def _answers(run: Recorded, findings: list[Finding]) -> str:
+    """The three questions that a reader has."""
+    _, learned = words.learned(run)
+    advice = findings[0] if findings else next_step(run)
+    rows = [
+        ("Did it learn?", escaped(learned)),
+        ("How good is it?", escaped(words.compared(run))),
+        ("What next?", f"{escaped(advice.advice)} <code>{escaped(advice.flag)}</code>"),
+    ]
+    return '<div class="panel">' + "".join(f"<p><b>{question}</b> {answer}</p>" for question, answer in rows) + "</div>"
+
+
+def _tiles(run: Recorded) -> str:
+    best = run.best
+    if best is None:
+        return ""
+    tiles = [(f"{best['val_loss']:.3f}", "val_loss, nats per token")]
+    if "val_bits_per_byte" in best:
+        tiles.append((f"{best['val_bits_per_byte']:.3f}", "bits per byte"))
+    tiles += [
+        (f"{100 * best['val_accuracy']:.1f} %", "accuracy of the next token"),
+        (f"{best['val_perplexity']:,.2f}", "perplexity"),
+        (f"{best['step']:,}", "step of the kept weights, the best"),
+        (words.minutes(run.seconds), "of training"),
+    ]
+    shown = "".join(f'<div class="tile"><b>{escaped(n)}</b><span>{escaped(told)}</span></div>' for n, told in tiles)
+    return f'<div class="tiles">{shown}</div>'
+
+
+def _finding(found: Finding) -> str:
+    return (
+        f'<div class="panel finding"><p><b>{escaped(found.title)}.</b> {escaped(found.told)}</p>'
+        f"<p>{escaped(found.advice)} <code>{escaped(found.flag)}</code></p></div>"
+    )
+
+
+def curves(run: Recorded) -> str:
+    """The loss over the steps, then learning rate, gradient norm and speed, each with its numbers in a table."""
+    train = curve(run.logs, "train_loss")
+    lines = [
+        Line("train", train, faint=True, series=2),
+        Line("train loss", smoothed(train), series=2),
+        Line("val_loss", curve(run.evaluations, "val_loss"), dots=True),
+    ]
+    best = run.best
+    loss = line_chart(
+        "Loss",
+        lines,
+        x_label="step",
+        y_label="nats per token",
+        note="Lower is better. The train loss is smoothed; pale: as it was.",
+        marks=[(best["step"], "best, kept")] if best and len(run.evaluations) > 1 else (),
+    )
+    limit = run.resolved.get("max_grad_norm") or 0
+    clipped = f"Beyond {limit:g} it is cut down to it ({_clipped(run)})." if limit else ""
+    speed = curve(run.logs, "tokens_per_second")
+    mfu = [y for _, y in curve(run.logs, "mfu") if math.isfinite(y)]
+    share = f"Share of this machine's peak: {100 * sorted(mfu)[len(mfu) // 2]:.0f} % (median)." if mfu else ""
+    small = [
+        line_chart(
+            "Learning rate", [Line("lr", curve(run.logs, "lr"))], x_label="step", y_label="", from_zero=True,
+            note="How far a step moves the parameters.",
+        ),
+        line_chart(
+            "Gradient norm", [Line("norm", curve(run.logs, "grad_norm"))], x_label="step", y_label="", from_zero=True,
+            note=f"How strongly a batch pulls. {clipped}",
+        ),
+        line_chart(
+            "Speed", [Line("tokens/s", speed)], x_label="step", y_label="", from_zero=True,
+            note=f"Tokens per second of training. {share}",
+        ),
+    ]  # fmt: skip
+    return f'{loss}<div class="charts">{"".join(small)}</div>{_evaluations(run)}'
+
+
+def _clipped(run: Recorded) -> str:
+    steps = max(run.step, 1)
+    clipped = max((record.get("clipped_steps", 0) for record in run.logs), default=0)
+    return f"{100 * clipped / steps:.0f} % of the steps"
+
+
+def _evaluations(run: Recorded) -> str:
+    """The table behind the loss curve."""
+    in_bits = any("val_bits_per_byte" in record for record in run.evaluations)
+    header = ["step", "epoch", "val_loss", "perplexity", "accuracy", *(["bits per byte"] if in_bits else [])]
+    rows, ours = [], None
+    for number, record in enumerate(run.evaluations):
+        row = [f"{record['step']:,}", str(record["epoch"]), f"{record['val_loss']:.4f}"]
+        row += [f"{record['val_perplexity']:,.2f}", f"{100 * record['val_accuracy']:.2f} %"]
+        if in_bits:
+            row.append(f"{record.get('val_bits_per_byte', math.nan):.4f}")
+        rows.append(row)
+        ours = number if record is run.best else ours
+    numbers = tuple(range(len(header)))
+    return details("All evaluations as a table", table(header, rows, numbers=numbers, ours=ours)) if rows else ""
+
+
+def _yardsticks(run: Recorded) -> str:
+    order = run.ranked
+    if not order:
+        return ""
+    columns = [("bits per byte", "bits_per_byte", 1, 3, ""), ("val_loss", "loss", 1, 4, "")]
+    columns += [("accuracy", "accuracy", 100, 2, " %")]
+    columns = [column for column in columns if any(one[column[1]] is not None for one in order)]
+    rows = []
+    for one in order:
+        ours = one["name"] == THIS_MODEL
+        told = "what was trained here" if ours else words.predictor_in_words(one["name"])
+        told += f" ({one['told']})" if one["told"] else ""
+        numbers = [
+            "" if one[key] is None else f"{scale * one[key]:,.{digits}f}{unit}"
+            for _, key, scale, digits, unit in columns
+        ]
+        rows.append([escaped(one["name"]) + (" (kept)" if ours else ""), *numbers, escaped(told)])
+    place = next(number for number, one in enumerate(order) if one["name"] == THIS_MODEL)
+    header = ["predictor", *(name for name, *_ in columns), "what it is"]
+    shown = table(
+        header,
+        rows,
+        caption="On the same validation text, worst first; lower bits per byte and loss are better.",
+        numbers=range(1, len(columns) + 1),
+        ours=place,
+    )
+    return f"<h2>Compared to simple predictors</h2><p>{escaped(words.compared(run))}</p>{shown}"
+
+
+def _samples(run: Recorded) -> str:
+    """What the model wrote as it learned: for each fixed prompt a few steps, evenly chosen, the last among them."""
+    if not run.samples:
+        return ""
+    losses = {record["step"]: record["val_loss"] for record in run.evaluations}
+    parts = ["<h2>What it wrote as it learned</h2>"]
+    by_prompt = words.prompts(run.samples)
+    fixed = {prompt: records for prompt, records in by_prompt.items() if prompt}
+    if fixed:
+        parts.append(
+            "<p>The same beginnings, taken from the validation text, at several steps. The beginning is "
+            '<span class="prompt">in colour and bold</span>; the model wrote the rest.</p>'
+        )
+    for number, records in enumerate(fixed.values()):
+        last = len(records) - 1
+        chosen = sorted({round(last * i / max(_SAMPLES_SHOWN - 1, 1)) for i in range(_SAMPLES_SHOWN)})
+        shown = []
+        for record in (records[i] for i in chosen):
+            loss = f", val_loss {losses[record['step']]:.3f}" if record["step"] in losses else ""
+            shown.append(f"<h3>step {record['step']:,}{loss}</h3>{_written(record['prompt'], record['sample'])}")
+        parts.append(details(f"Beginning {number + 1}", "".join(shown), is_open=number == 0))
+    for record in by_prompt.get("", [])[-1:]:
+        parts.append(f"<h3>The kept model (step {record['step']:,}), from nothing</h3>")
+        parts.append(_written("", record["sample"]))
+    return "".join(parts)
+
+
+def _written(prompt: str, text: str) -> str:
+    return f'<pre><span class="prompt">{escaped(prompt)}</span>{escaped(text)}</pre>'
+
+
+def _model(run: Recorded) -> list[tuple[str, str]]:
+    config = run.model_config
+    if config is None:
+        return []
+    layers = f"{config.num_layers} layer{'s' * (config.num_layers > 1)} of width {config.embed_dim}"
+    return [
+        ("model", f"{config.num_parameters:,} parameters: {layers}, {config.num_heads} attention heads each"),
+        ("reads", f"the last {config.max_seq_len} tokens, of {config.vocab_size:,} different ones"),
+        ("tokenizer", str(run.resolved.get("tokenizer", "none: it was trained on token ids"))),
+    ]
+
+
+def _modules(run: Recorded) -> str:
+    return (
+        details("All parts of the model", f"<pre>{escaped(summary(run.model_config))}</pre>")
+        if run.model_config
+        else ""
+    )
+
+
+def _settings(run: Recorded) -> str:
+    """What was set, then all the rest, each with where its value came from."""
+    rows: dict[bool, list[list[str]]] = {True: [], False: []}
+    for name, value in run.resolved.items():
+        if name not in FIELDS or name in _OPTIONS or value is None:
+            continue
+        origin = run.origin(name)
+        shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        cells = (shown, _FROM.get(origin, origin), FIELDS[name].metadata["help"])
+        rows[origin == YOU].append([f"<code>{escaped(name)}</code>", *map(escaped, cells)])
+    header = ("setting", "value", "from", "what it does")
+    mine = table(header, rows[True]) if rows[True] else "<p>Nothing was set: all values are defaults or worked out.</p>"
+    return mine + details("All other settings", table(header, rows[False]))
+
+
+def _environment(run: Recorded) -> list[tuple[str, str]]:
+    made, resolved = run.made_with, run.resolved
+    threads = f"{resolved['threads']} threads" if resolved.get("threads") and resolved.get("device") == "cpu" else ""
+    rows = {
+        "hardware": made.get("hardware"),
+        "computed on": ", ".join(filter(None, (resolved.get("device"), resolved.get("precision"), threads))),
+        "versions": ", ".join(f"{name} {made[name]}" for name in ("slm", "torch", "python") if name in made),
+        "system": made.get("platform"),
+        "seed": resolved.get("seed"),
+    }
+    return [(name, str(value)) for name, value in rows.items() if value not in (None, "")]
+
+
+def how_to_load(folder: str) -> str:
+    """Commands and Python that use the model of a run."""
+    return (
+        f"import slm\n\nrun = slm.load({folder!r})\n"
+        'print(run.generate("Once"))      # text that goes on from a beginning\n'
+        "run.plot()                       # the curves\n"
+        'slm.explain(run, "Once upon")    # what it expects at each token, and what it looks at\n\n'
+        "# from a shell:\n"
+        f'#   slm-generate --model_dir {folder} --prompt "Once"\n'
+        f"#   slm-evaluate --model_dir {folder}"
+    )

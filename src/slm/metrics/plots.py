@@ -1,0 +1,77 @@
+"""The curves of runs as a matplotlib figure, laid over each other."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from slm.config import UserError
+from slm.metrics.pages.charts import smoothed, thinned_points
+from slm.metrics.recorded import Recorded, curve
+
+_STYLES = ("-", "--", ":", "-.")  # runs differ by more than their colour
+_MOST_RUNS = 12
+
+
+def plot(runs: Sequence[Recorded]) -> Any:
+    """A matplotlib Figure: training and validation loss over the steps, and over the seconds of training.
+
+    A notebook shows it; `.savefig(path)` writes it. Raises UserError where a run has no record of its training.
+    """
+    from matplotlib.figure import Figure
+
+    class Picture(Figure):  # type: ignore[misc, unused-ignore]
+        """A figure that a notebook shows once, whether or not pyplot is in use."""
+
+        def _repr_png_(self) -> bytes:
+            file = io.BytesIO()
+            self.savefig(file, format="png", dpi=100)
+            return file.getvalue()
+
+    if not 1 <= len(runs) <= _MOST_RUNS:
+        raise UserError(f"{len(runs)} runs: a picture takes from 1 to {_MOST_RUNS}.")
+    for run in runs:
+        if not run.logs and not run.evaluations:
+            raise UserError(f"{run.name} has no record of a training: there is nothing to plot.")
+    figure = Picture(figsize=(10, 4), layout="constrained")
+    by_step, by_second = figure.subplots(1, 2, sharey=True)
+    names = _names(runs)
+    for number, (run, name) in enumerate(zip(runs, names, strict=True)):
+        style = {"color": f"C{number % 10}", "linestyle": _STYLES[number % len(_STYLES)]}
+        for axes, x in ((by_step, "step"), (by_second, "elapsed_seconds")):
+            train = curve(run.logs, "train_loss", x)
+            axes.plot(*_columns(thinned_points(smoothed(train))), linewidth=1, alpha=0.5, **style)
+            val = curve(run.evaluations, "val_loss", x)
+            axes.plot(*_columns(val), marker="o", markersize=3, label=name, **style)
+    by_step.set(xlabel="step", ylabel="loss, nats per token", title="val_loss (thin: train loss, smoothed)")
+    by_second.set(xlabel="seconds of training", title="over the time")
+    for axes in (by_step, by_second):
+        axes.grid(alpha=0.3)
+    _leave_out_beginning(by_step, runs)
+    by_step.legend()
+    return figure
+
+
+def _names(runs: Sequence[Recorded]) -> list[str]:
+    """A name for each, told apart by numbers where they are the same."""
+    names = [run.name for run in runs]
+    return [f"{name} ({i + 1})" if names.count(name) > 1 else name for i, name in enumerate(names)]
+
+
+def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _leave_out_beginning(axes: Any, runs: Sequence[Recorded]) -> None:
+    """The first fall of the loss would make the rest look flat: the axis ends where all runs are soon after it."""
+    later = [
+        y
+        for run in runs
+        for x, y in (*smoothed(curve(run.logs, "train_loss")), *curve(run.evaluations, "val_loss"))
+        if x > 0.05 * run.step and y == y
+    ]
+    if len(later) > 4:
+        low, high = min(later), max(later)
+        room = 0.06 * (high - low) or 0.1
+        axes.set_ylim(low - room, high + room)

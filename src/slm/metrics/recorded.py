@@ -1,0 +1,154 @@
+"""What a run left: its records, its settings, and what it was made with; from memory or from its folder alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from slm.config import FIELDS, ModelConfig, UserError
+
+Record = dict[str, Any]
+DEFAULT, YOU = "default", "you"
+THIS_MODEL = "this model"
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A run as it can be told about. records: those of metrics.jsonl, in which NaN may stand for null."""
+
+    name: str
+    records: Sequence[Record]
+    resolved: Mapping[str, Any] = field(default_factory=dict)  # what every setting became
+    made_with: Mapping[str, Any] = field(default_factory=dict)  # versions, machine, facts about the text, origins
+    asked: Mapping[str, Any] = field(default_factory=dict)  # what somebody set
+
+    @property
+    def title(self) -> str:
+        """The last part of the name, which may be a path."""
+        last = self.name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+        return last if last.strip(".") else "this run"
+
+    @cached_property
+    def logs(self) -> list[Record]:
+        """The records of training steps."""
+        return [record for record in self.records if "train_loss" in record]
+
+    @cached_property
+    def evaluations(self) -> list[Record]:
+        """The records of evaluations."""
+        return [record for record in self.records if "val_loss" in record]
+
+    @cached_property
+    def samples(self) -> list[Record]:
+        """The records of what the model wrote: prompt and sample."""
+        return [record for record in self.records if "sample" in record]
+
+    @cached_property
+    def best(self) -> Record | None:
+        """The evaluation with the lowest val_loss, whose weights are kept."""
+        finite = [record for record in self.evaluations if math.isfinite(record["val_loss"])]
+        return min(finite, key=lambda record: record["val_loss"], default=None)
+
+    @cached_property
+    def yardsticks(self) -> list[dict[str, Any]]:
+        """What simple predictors scored on the validation text, as fields of `slm.metrics.yardsticks.Yardstick`."""
+        found: list[list[dict[str, Any]]] = [record["yardsticks"] for record in self.records if "yardsticks" in record]
+        return found[-1] if found else []
+
+    @property
+    def model_as_yardstick(self) -> dict[str, Any]:
+        """The best evaluation in the fields of a yardstick; empty where there is none."""
+        if self.best is None:
+            return {}
+        bits, loss, accuracy = (self.best.get(name) for name in ("val_bits_per_byte", "val_loss", "val_accuracy"))
+        fields = {"bits_per_byte": bits, "loss": loss, "accuracy": accuracy, "top5_accuracy": None, "told": ""}
+        return {"name": THIS_MODEL, **fields}
+
+    @cached_property
+    def ranked(self) -> list[dict[str, Any]]:
+        """The yardsticks with the model among them, each with its "score", worst first; empty without either."""
+        model = self.model_as_yardstick
+        if not model or not self.yardsticks:
+            return []
+        field = "loss" if model["bits_per_byte"] is None else "bits_per_byte"
+        known = [{**one, "score": one[field]} for one in (*self.yardsticks, model) if one[field] is not None]
+        return sorted(known, key=lambda one: float(one["score"]), reverse=True)
+
+    @property
+    def best_counting(self) -> dict[str, Any] | None:
+        """The best of the yardsticks that count tokens."""
+        counting = [one for one in self.ranked if one["loss"] is not None and one["name"] != THIS_MODEL]
+        return counting[-1] if counting else None
+
+    @cached_property
+    def ending(self) -> Record:
+        """How the run ended: status and message. Empty for a run that is under way, or was killed."""
+        last = self.records[-1] if self.records else {}
+        return last if "status" in last else {}
+
+    @property
+    def status(self) -> str:
+        """finished, interrupted, diverged, or "not ended"."""
+        return str(self.ending.get("status", "not ended"))
+
+    @property
+    def step(self) -> int:
+        """The last step that was recorded."""
+        return max((int(record["step"]) for record in self.records), default=0)
+
+    @property
+    def total_steps(self) -> int:
+        """The steps that were planned, 0 where that was never decided."""
+        decided = [record["max_steps"] for record in self.records if "max_steps" in record]
+        return int(decided[-1] if decided else self.resolved.get("max_steps") or 0)
+
+    @property
+    def tokens_seen(self) -> int:
+        """The tokens that training read, repeated ones included."""
+        return max((int(record.get("tokens_seen", 0)) for record in self.records), default=0)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, without evaluations."""
+        return max((float(record.get("elapsed_seconds", 0.0)) for record in self.records), default=0.0)
+
+    @property
+    def passes(self) -> float | None:
+        """How many times the training text was read, None where its size is unknown."""
+        size = self.made_with.get("train_tokens")
+        return self.tokens_seen / size if size else None
+
+    @cached_property
+    def model_config(self) -> ModelConfig | None:
+        """The configuration of the model, None where the settings do not tell it."""
+        known = {field.name for field in dataclasses.fields(ModelConfig)}
+        found = {name: value for name, value in self.resolved.items() if name in known}
+        if "embed_dim" not in found:
+            return None
+        try:
+            return ModelConfig(**found)
+        except UserError:
+            return None
+
+    def origin(self, name: str) -> str:
+        """Where the value of a setting came from: YOU, a layer of settings, DEFAULT, or "" where it was worked out."""
+        if name in self.asked:
+            return YOU
+        layer = str(self.made_with.get("origins", {}).get(name, DEFAULT))
+        is_default = name in FIELDS and _plain(self.resolved.get(name)) == _plain(FIELDS[name].default)
+        return layer if layer != DEFAULT or is_default else ""
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def curve(records: Sequence[Record], y: str, x: str = "step") -> list[tuple[float, float]]:
+    """The points of two fields of those records that have both; None is no number."""
+    return [
+        (record[x], math.nan if record[y] is None else record[y]) for record in records if x in record and y in record
+    ]

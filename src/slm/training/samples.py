@@ -1,0 +1,72 @@
+"""What a model writes after fixed prompts while it learns, so that one sees it learn."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from torch import nn
+from torch.utils.data import Dataset
+
+from slm.data.tokenizer import Tokenizer
+from slm.model.generation import stream_tokens
+from slm.model.transformer import LanguageModel
+from slm.sampling import Sampling
+from slm.training.history import Record
+
+_PROMPTS = 2
+_PROMPT_CHARACTERS = 20
+_TOKENS = 60  # to write
+_SHARE = 0.01  # of the time of training
+
+
+class Samples:
+    """The beginnings of some places of the validation text, and how a model goes on with them, always with one seed."""
+
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer | None, dataset: Dataset[Any], every: int | None) -> None:
+        """every: evaluations between samples, 0 for none; None takes each, but not more than 1 % of the time."""
+        self.every = every if tokenizer and type(model) is LanguageModel else 0
+        self.model, self.tokenizer, self.dataset = model, tokenizer, dataset
+        self.seconds = 0.0  # that were spent
+        self._prompts: list[list[int]] = []
+
+    def due(self, evaluations: int, training_seconds: float) -> bool:
+        """Whether it is time for them, after so many evaluations and seconds of training."""
+        if self.every is None:
+            return self.seconds <= _SHARE * training_seconds or not self.seconds
+        return self.every > 0 and (evaluations - 1) % self.every == 0
+
+    def records(self, step: int) -> list[Record]:
+        """A record for each prompt, with the text that comes after it. The model is left in the mode it was in."""
+        assert self.tokenizer and isinstance(self.model, LanguageModel)
+        started, was_training = time.monotonic(), self.model.training
+        self._prompts = self._prompts or self._beginnings(self.tokenizer)
+        settings = Sampling(max_new_tokens=_TOKENS, seed=0)
+        written: list[list[int]] = [[] for _ in self._prompts]
+        self.model.eval()
+        try:
+            for new in stream_tokens(self.model, self._prompts, settings):
+                for row, id in zip(written, new.ids, strict=True):
+                    row.append(id)
+        finally:
+            self.model.train(was_training)
+        found = []
+        for prompt, ids in zip(self._prompts, written, strict=True):
+            if self.tokenizer.end_id in ids:
+                ids = ids[: ids.index(self.tokenizer.end_id)]
+            decode = self.tokenizer.decoder(prompt)
+            found.append({"step": step, "prompt": self.tokenizer.decode(prompt), "sample": "".join(map(decode, ids))})
+        self.seconds += time.monotonic() - started
+        return found
+
+    def _beginnings(self, tokenizer: Tokenizer) -> list[list[int]]:
+        """The first tokens of windows of the dataset, as many as make a few words."""
+        found = []
+        windows = len(self.dataset)  # type: ignore[arg-type]
+        for index in sorted({windows * number // _PROMPTS for number in range(_PROMPTS)}):
+            ids = self.dataset[index][0].tolist()
+            length = 1
+            while length < len(ids) // 2 and len(tokenizer.decode(ids[:length])) < _PROMPT_CHARACTERS:
+                length += 1
+            found.append(ids[:length])
+        return found
