@@ -278,9 +278,9 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> dict[bool, threading.Semaphore]:
     """One more for each pass of an upload that went well, and for each one that failed."""
     counts, push = {True: threading.Semaphore(0), False: threading.Semaphore(0)}, RemoteRun.push
 
-    def noting(self: RemoteRun, *args: Any) -> None:
+    def noting(self: RemoteRun, *args: Any, **keys: Any) -> None:
         try:
-            push(self, *args)
+            push(self, *args, **keys)
         except BaseException:
             counts[False].release()
             raise

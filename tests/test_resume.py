@@ -131,10 +131,13 @@ class Case:
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "stopped early")
-                return train_and_evaluate(
+                history = train_and_evaluate(
                     make_model(**self.model), self.data(), val_data, config,
                     model_dir=folder, on_log=on_log, should_stop=should_stop,
                 )  # fmt: skip
+                folder.log(history.ending())
+                folder.write_pages()
+                return history
         finally:
             folder.close()
 

@@ -189,7 +189,9 @@ def test_records_have_the_fields_of_the_glossary_in_order_of_steps() -> None:
     )
     assert seen == history.records
     log, evaluation = history.records[0], history.evaluations[0]
-    assert set(log) == {"step", "epoch", "train_loss", "lr", "grad_norm", "skipped_steps", "tokens_seen"} | TIMING
+    assert set(log) == {
+        "step", "epoch", "train_loss", "lr", "grad_norm", "skipped_steps", "clipped_steps", "tokens_seen"
+    } | TIMING  # fmt: skip
     assert set(evaluation) == {
         "step", "epoch", "val_loss", "val_accuracy", "val_perplexity", "tokens_seen", "elapsed_seconds"
     }  # fmt: skip
@@ -568,9 +570,9 @@ def test_an_evaluation_cut_short_by_a_request_to_stop_is_made_when_the_run_goes_
     assert history.resumed_from == first.step
     assert first_difference(kept_by(str(tmp_path / "whole")), kept_by(str(tmp_path / "parts"))) is None
     assert [r["step"] for r in history.records] == [r["step"] for r in unbroken.records]
-    seconds = [r["elapsed_seconds"] for r in history.records]
+    seconds = [r["elapsed_seconds"] for r in history.records if "elapsed_seconds" in r]
     assert seconds == sorted(seconds)
-    assert seconds[-1] > first.records[-1]["elapsed_seconds"]
+    assert seconds[-1] > max(r.get("elapsed_seconds", 0.0) for r in first.records)
 
 
 def test_the_clock_stands_still_while_it_is_paused(monkeypatch: pytest.MonkeyPatch) -> None:

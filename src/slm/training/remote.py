@@ -34,6 +34,7 @@ class RemoteRun:
         self.url, self.local = url, local
         self.unpruned: str | None = None  # why older checkpoints stay at the URL
         self._versions: dict[str, int | None] = {}  # of the files that one process at a time may replace
+        self._sizes: dict[str, int] = {}  # of those, when `fetch` saw them
         self._tried: set[tuple[int, str]] = set()  # each metrics.jsonl that was sent, answered or not
         self._arrived: dict[str, tuple[int, str]] = {}  # size and checksum, by the name at the URL
 
@@ -48,6 +49,7 @@ class RemoteRun:
         for name in (METRICS, CONFIG):  # before anything else: what comes after this look is a second writer's
             seen = files.look(files.join(self.url, name))
             self._versions[name] = seen.version if seen else 0
+            self._sizes[name] = (seen.size or 0) if seen else 0
         there, here = _read(files.join(self.url, CONFIG)), os.path.join(self.local, CONFIG)
         if there is None or not os.path.isfile(here) or files.read_bytes(here) != there:
             self._empty()
@@ -119,7 +121,13 @@ class RemoteRun:
             self._versions[CONFIG] = files.upload(source, url, overwrite=True, version=self._versions.get(CONFIG, 0))
         self._arrived[CONFIG] = files.fingerprint(source)
 
-    def push(self, step: int | None, keep_last: int) -> None:
+    def push_left(self, step: int, keep_last: int) -> None:
+        """Sends what a run that went down had left to send; what the URL has of metrics.jsonl is not shortened."""
+        source = self._parts(step, self._manifest(step))[METRICS]
+        self.push(step, keep_last, with_metrics=os.path.getsize(source) > self._sizes.get(METRICS, 0))
+        self.push_last()
+
+    def push(self, step: int | None, keep_last: int, *, with_metrics: bool = True) -> None:
         """Afterwards the URL has the checkpoint of this step, and model.pt with the best weights so far.
 
         Older checkpoints there, but the newest `keep_last` with this one, are removed. step None: the run has no
@@ -129,7 +137,9 @@ class RemoteRun:
         if CONFIG not in self._arrived:
             self.claim()
         parts = self._parts(step, manifest)
-        self._push_metrics(parts.pop(METRICS))
+        metrics = parts.pop(METRICS)
+        if with_metrics:
+            self._push_metrics(metrics)
         model = parts.pop(MODEL, None)
         last = {name: parts.pop(name) for name in list(parts) if name.endswith(MANIFEST)}
         _at_once([partial(self._send, name, source) for name, source in parts.items()])

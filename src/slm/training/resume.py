@@ -73,15 +73,15 @@ class Previous:
         return {**self.resolved, **self.manifest.get("choices", {})}
 
     def is_complete(self) -> bool:
-        """False where metrics.jsonl or model.pt is behind the checkpoint, as after a full disk.
+        """False where what comes after the last checkpoint is missing, or model.pt is behind it, as after a full disk.
 
-        At a URL they are sent from the checkpoint.
+        At a URL model.pt is sent from the checkpoint.
         """
         if files.is_remote(self.path):
-            return True
-        metrics, model = (os.path.join(self.path, name) for name in (METRICS, MODEL))
+            return files.exists(files.join(self.path, REPORT))
+        metrics, model, report = (os.path.join(self.path, name) for name in (METRICS, MODEL, REPORT))
         told = self.manifest.get("files", {}).get(METRICS, {"size": 0})
-        if not os.path.exists(metrics) or os.path.getsize(metrics) < told["size"]:
+        if not os.path.exists(report) or not os.path.exists(metrics) or os.path.getsize(metrics) <= told["size"]:
             return False
         try:
             return self.best is None or tensor_file.load_file(model)["metrics"]["step"] == self.manifest["best_step"]
@@ -133,10 +133,11 @@ class Previous:
             self._refuse_others([f"the run had {steps_then:,} steps, now {steps:,}: it can be longer, not shorter"])
         self._refuse_if_ended(longer=steps > steps_then)
         now = {name: resolved[name] for name in MAY_CHANGE if name in resolved}
+        then = {name: self.choices.get(name, FIELDS[name].default) for name in now}
         told = [
-            f"{name} was {then}, is now {now[name]}: {MAY_CHANGE[name]}."
-            for name, then in self.choices.items()
-            if name in now and then != now[name]
+            f"{name} was {then[name]}, is now {now[name]}: {MAY_CHANGE[name]}."
+            for name in now
+            if then[name] != now[name]
         ]
         versions = [name for name in ("slm", "torch", "platform") if self.made_with.get(name) != made_with.get(name)]
         told += [

@@ -134,8 +134,7 @@ class RunFolder:
             raise UserError(f"{self.path} holds a run without a checkpoint to go on from. Leave out --resume.")
         if self.remote and previous.checkpoint:
             # What was left to send when a machine went down; where all is there this sends nothing.
-            self.remote.push(previous.step, self.keep_last)
-            self.remote.push_last()
+            self.remote.push_left(previous.step, self.keep_last)
         return previous
 
     def check_early(self, values: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from slm.metrics.recorded import THIS_MODEL, YOU, Recorded, curve
 from slm.metrics.summary import summary
 
 _SAMPLES_SHOWN = 5  # steps
+_ROWS_SHOWN = 200  # evaluations, about
 _OPTIONS = {field.name for field in dataclasses.fields(RunOptions)}
 _FROM = {  # a layer of settings, in words
     "": "worked out by slm",
@@ -149,7 +150,9 @@ def _evaluations(run: Recorded) -> str:
     in_bits = any("val_bits_per_byte" in record for record in run.evaluations)
     header = ["step", "epoch", "val_loss", "perplexity", "accuracy", *(["bits per byte"] if in_bits else [])]
     rows, ours = [], None
-    for number, record in enumerate(run.evaluations):
+    every = -(-len(run.evaluations) // _ROWS_SHOWN) or 1
+    chosen = [one for n, one in enumerate(reversed(run.evaluations)) if n % every == 0 or one is run.best][::-1]
+    for number, record in enumerate(chosen):
         row = [f"{record['step']:,}", str(record["epoch"]), f"{record['val_loss']:.4f}"]
         row += [f"{record['val_perplexity']:,.2f}", f"{100 * record['val_accuracy']:.2f} %"]
         if in_bits:
@@ -157,7 +160,8 @@ def _evaluations(run: Recorded) -> str:
         rows.append(row)
         ours = number if record is run.best else ours
     numbers = tuple(range(len(header)))
-    return details("All evaluations as a table", table(header, rows, numbers=numbers, ours=ours)) if rows else ""
+    name = "All evaluations as a table" if every == 1 else f"One evaluation of {every} as a table, and the best"
+    return details(name, table(header, rows, numbers=numbers, ours=ours)) if rows else ""
 
 
 def _yardsticks(run: Recorded) -> str:
