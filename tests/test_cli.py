@@ -76,7 +76,7 @@ def test_a_trained_model_continues_a_prompt(tmp_path: Path, text_file: str) -> N
     trained = run("train", "--data", text_file, "--model-dir=run", "--max_steps=12", *SIZES, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "sample:" in trained.stdout
-    assert trained.stdout.rstrip().endswith(f"model: {os.path.join('run', 'model.pt')}")
+    assert trained.stdout.splitlines()[-1].startswith(f"model: {os.path.join('run', 'model.pt')}; report: ")
     flags = ("--model_dir", "run", "--prompt", "the", "--seed", "1", "--max_new_tokens", "30")
     first, second = (run("generate", *flags, cwd=tmp_path) for _ in range(2))
     assert first.returncode == 0, first.stderr

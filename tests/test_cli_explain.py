@@ -59,7 +59,7 @@ def test_the_page_is_written_and_the_numbers_are_printed(runs: Path, capsys: pyt
     output = capsys.readouterr()
     found = slm.explain(folder, TEXT)
     page = Path("explain.html").read_text(encoding="utf-8")
-    assert page == explanation_page(found, "What words made of a text")
+    assert page == explanation_page(found, "words: what it expected, token by token")
     assert page.splitlines()[0].endswith(MARKER)
     lines = output.out.splitlines()
     assert output.err == ""
@@ -105,7 +105,7 @@ def test_a_page_is_replaced_and_any_other_file_is_not(runs: Path, capsys: pytest
     for text in ("the", "dog"):
         assert explain.main([*arguments, text]) == OK
     assert Path("out.html").read_text(encoding="utf-8") == explanation_page(
-        slm.explain(runs / "words", "dog"), "What words made of a text"
+        slm.explain(runs / "words", "dog"), "words: what it expected, token by token"
     )
     capsys.readouterr()
     for content in ("", "<!doctype html>\n<p>my diary</p>\n", f"my notes\n{MARKER}\n"):
@@ -129,7 +129,9 @@ def test_what_cannot_be_explained_leaves_no_page(runs: Path, capsys: pytest.Capt
 def test_a_model_file_is_named_after_its_folder(runs: Path) -> None:
     for place, name in ((runs / "words" / "model.pt", "words"), (runs / "words", "words")):
         assert explain.main(["--model_dir", str(place), "--text", "the"]) == OK
-        assert f"<title>What {name} made of a text</title>" in Path("explain.html").read_text(encoding="utf-8")
+        assert f"<title>{name}: what it expected, token by token</title>" in Path("explain.html").read_text(
+            encoding="utf-8"
+        )
 
 
 def test_help_needs_no_torch() -> None:

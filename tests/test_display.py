@@ -23,7 +23,7 @@ import pytest
 from rich.console import Console
 
 from slm.display import Display, notebook, plain, screen, words
-from slm.display.course import SPAN, Course
+from slm.display.course import Course
 from slm.display.terminal import Picture, Terminal, terminal
 from slm.metrics.pages.charts import smoothed
 
@@ -166,6 +166,12 @@ def cell_html(records: Iterable[Record], kernel: Kernel) -> str:
     return kernel.last
 
 
+def table_of(source: str) -> list[tuple[int, bool]]:
+    """The step of each evaluation in a cell's table, and whether it is marked as the best."""
+    rows = re.findall(r"<tr.*?</tr>", source.partition("<tbody>")[2])
+    return [(int(re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row)[0]), ">best<" in row) for row in rows]
+
+
 # What other people wrote.
 
 
@@ -273,7 +279,7 @@ def test_a_plain_progress_line_tells_losses_speed_share_and_time_left(clock: Clo
     lines = plain_lines([log(1, 3.0, mfu=0.631)], course)
     clock.now += 20
     lines += plain_lines([log(101, 2.0)], course)
-    mean = smoothed([(1, 3.0), (101, 2.0)], SPAN)[-1][1]
+    mean = smoothed([(1, 3.0), (101, 2.0)])[-1][1]
     assert lines == [
         "step   1/300  loss 3.0000, smoothed 3.0000, 12,346 tokens/s, 63 % of peak",
         f"step 101/300  loss 2.0000, smoothed {mean:.4f}, 12,346 tokens/s, 0:40 left",
@@ -293,18 +299,21 @@ def test_the_time_left_is_that_of_the_deadline_where_there_is_one(clock: Clock) 
 # What is told of losses.
 
 
-def test_the_smoothed_loss_is_an_exponential_mean_corrected_for_its_beginning() -> None:
-    losses = [random.Random(step).gauss(3, 1) for step in range(70)]
+def test_the_smoothed_loss_is_an_exponential_mean_over_the_last_fifth_and_20_at_most() -> None:
+    losses = [random.Random(step).gauss(3, 1) for step in range(170)]
     losses[4] = losses[30] = math.nan
-    course, keep = Course(100, None), 1 - 2 / (SPAN + 1)
+    course = Course(200, None)
     assert math.isnan(course.smoothed)
+    weights: list[float] = []
     for step, loss in enumerate(losses, 1):
         course.take(log(step, loss))
         seen = [one for one in losses[:step] if one == one]
-        weights = [keep**age for age in range(len(seen))][::-1]
-        mean = sum(weight * one for weight, one in zip(weights, seen, strict=True)) / sum(weights)
-        assert course.smoothed == pytest.approx(mean)
-    assert course.smoothed == pytest.approx(smoothed(list(enumerate(losses)), SPAN)[-1][1])
+        if loss == loss:
+            new = 1.0 if len(seen) == 1 else 2 / (min(20, max(1, len(seen) / 5)) + 1)
+            weights = [*(weight * (1 - new) for weight in weights), new]
+        assert sum(weights) == pytest.approx(1)
+        assert course.smoothed == pytest.approx(sum(w * one for w, one in zip(weights, seen, strict=True)))
+    assert course.smoothed == pytest.approx(smoothed(list(enumerate(losses)))[-1][1])
 
 
 def test_what_is_best_so_far_is_marked_and_nothing_else(kernel: Kernel) -> None:
@@ -320,16 +329,82 @@ def test_what_is_best_so_far_is_marked_and_nothing_else(kernel: Kernel) -> None:
     ):
         assert [mark in line for line in lines] == best
         assert [line.count("best") for line in lines] == [int(one) for one in best]
-    rows = re.findall(r"<tr[^>]*><td.*?</tr>", cell_html(records, kernel))
-    assert [int(re.findall(r"<td[^>]*>(.*?)</td>", row)[0]) for row in rows if ">best<" in row] == [8]
+    assert [step for step, is_best in table_of(cell_html(records, kernel)) if is_best] == [8]
 
 
 def test_the_best_evaluation_stays_in_the_table_of_a_notebook(kernel: Kernel) -> None:
     source = cell_html([evaluation(step, 1.0 + step / 10) for step in range(1, 31)], kernel)
-    rows = re.findall(r"<tr[^>]*><td.*?</tr>", source)
-    steps = [int(re.findall(r"<td[^>]*>(.*?)</td>", row)[0]) for row in rows]
-    assert steps == [1, *range(23, 31)]
-    assert [">best<" in row for row in rows] == [True] + 8 * [False]
+    assert table_of(source) == [(1, True), *((step, False) for step in range(23, 31))]
+
+
+# A run that is gone on with.
+
+SO_FAR = [log(10), evaluation(10, 2.0), log(20), evaluation(20, 2.5), sample(20), *UNKNOWN]
+FURTHER = [log(30), evaluation(30, 2.25), log(40), evaluation(40, 1.75), evaluation(50, 1.9)]
+
+
+def live(so_far: Iterable[Record], records: Iterable[Record], seconds: float | None = None) -> None:
+    """What Display.live makes of these records on whatever it finds: a terminal, a notebook or a pipe."""
+    with Display(quiet=False).live(100, seconds, list(so_far)) as show:
+        for record in records:
+            show(record)
+
+
+def test_the_best_so_far_is_that_of_the_whole_run_in_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    for so_far, expected in ((SO_FAR, [False, True, False]), ([], [True, True, False])):
+        live(so_far, FURTHER)
+        lines = [line for line in capsys.readouterr().out.splitlines() if "val_loss" in line]
+        assert ["best so far" in line for line in lines] == expected  # and what was told before is not told again
+
+
+def test_the_best_so_far_is_that_of_the_whole_run_in_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "120")
+    for so_far, expected in ((SO_FAR, [False, True, False]), ([], [True, True, False])):
+        live(so_far, FURTHER)
+        lines = [line for line in capsys.readouterr().out.splitlines() if "perplexity" in line]
+        assert ["best so far" in line for line in lines] == expected
+    course = Course(100, None)
+    for record in SO_FAR:
+        course.take(record)
+    assert "best val_loss 2.000" in picture(course, 120)[1]
+
+
+def test_a_notebook_goes_on_with_the_curves_and_the_best_of_the_whole_run(
+    kernel: Kernel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    live(SO_FAR, FURTHER[:2])
+    assert table_of(kernel.last) == [(10, True), (20, False), (30, False)]
+    assert "best val_loss 2.0000" in Text(kernel.last).text
+    assert " upon a time" in Text(kernel.last).text  # the newest sample so far
+    live(SO_FAR, FURTHER)
+    assert [step for step, is_best in table_of(kernel.last) if is_best] == [40]
+    # The whole of it equals that of a run in one piece, but for the time.
+    live([], [*SO_FAR, *FURTHER])
+    in_one = kernel.last
+    live(SO_FAR, FURTHER)
+    assert re.sub(r"[0-9:]+ left", "", kernel.last) == re.sub(r"[0-9:]+ left", "", in_one)
+
+
+def test_the_pace_counts_from_the_resumption(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """At half a second for a step 100 - 52 of them are left, whatever the steps before took."""
+    clock.now += 1000.0
+    with Display(quiet=False).live(100, None, SO_FAR) as show:
+        for step in (50, 52):
+            clock.now += plain.CALM_SECONDS if step == 50 else 1.0
+            show(log(step))
+            clock.now += plain.CALM_SECONDS
+        show(log(72))
+    lines = capsys.readouterr().out.splitlines()
+    assert "left" not in lines[0]  # nothing is known before two records
+    # From step 50 to 72 there were 2 * 10 + 1 seconds: 28 steps take 28 * 21 / 22.
+    assert lines[-1].endswith("0:27 left")
+    with Display(quiet=False).live(100, 60.0, SO_FAR) as show:
+        clock.now += 20.0
+        show(log(50))
+    assert capsys.readouterr().out.splitlines()[-1].endswith("0:40 left")
 
 
 def test_a_run_without_a_finite_evaluation_shows_no_best(kernel: Kernel) -> None:

@@ -7,7 +7,9 @@ import io
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,10 @@ from conftest import SMALL, make_text
 
 import slm
 from slm.cli import evaluate as cli_evaluate
+from slm.cli import explain as cli_explain
 from slm.cli import generate as cli_generate
 from slm.cli import prepare as cli_prepare
+from slm.cli import report as cli_report
 from slm.cli import train as cli_train
 
 PAGE = (Path(__file__).parent.parent / "docs" / "your-data.md").read_text(encoding="utf-8").replace("\\|", "|")
@@ -148,3 +152,66 @@ def test_all_that_the_page_on_writing_and_evaluating_shows_runs(
     told = capsys.readouterr().out
     assert "the dog" in told
     assert "be told on" in told  # which of two equal runs is better
+
+
+class Writer:
+    """As much of TensorBoard's SummaryWriter as the page needs."""
+
+    def __init__(self, folder: str) -> None:
+        self.scalars: dict[str, list[tuple[float, int]]] = {}
+        self.texts: dict[str, list[tuple[str, int]]] = {}
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self.scalars.setdefault(name, []).append((float(value), step))
+
+    def add_text(self, name: str, text: str, step: int) -> None:
+        self.texts.setdefault(name, []).append((text, step))
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_all_that_the_page_on_seeing_shows_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "see-it-learn.md").read_text(encoding="utf-8")
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))  # type: ignore[arg-type]
+    Path("my.txt").write_text(make_text(400))
+    train = slm.train
+    for name in ("first", "second"):
+        train(Path("my.txt"), **SMALL, model_dir=f"runs/{name}")
+    more = {**SMALL, "sample_every": 1, "max_seq_len": 32}
+    monkeypatch.setattr(slm, "train", lambda data, **settings: train(Path(data), **{**more, **settings}))
+    names: dict[str, Any] = {"slm": slm}
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 4
+    for block in blocks:
+        exec(block, names)
+    writer, run = names["writer"], names["run"]
+    records = run.history.records
+    for name in ("train_loss", "val_loss", "mfu"):
+        assert writer.scalars[name] == [(one[name], one["step"]) for one in records if name in one]
+    assert writer.texts["sample"] == [(one["sample"], one["step"]) for one in records if "sample" in one] != []
+    assert Path("curves.png").read_bytes().startswith(b"\x89PNG")
+    assert np.allclose(names["found"].attention.sum(axis=-1), 1, atol=1e-5)
+    commands = [line for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+    assert len(commands) == 3
+    for command in commands:
+        program, *arguments = shlex.split(command.split("  #")[0].replace("Once upon a time", "the old dog"))
+        assert {"slm-report": cli_report, "slm-explain": cli_explain}[program].main(arguments) == 0
+    assert Path("comparison.html").exists()
+    assert Path("explain.html").exists()
+
+
+def test_every_picture_of_the_docs_is_there_small_and_told_in_words() -> None:
+    docs = Path(__file__).parent.parent / "docs"
+    shown: set[str] = set()
+    for place in (docs.parent / "README.md", *docs.glob("*.md")):
+        for told, name in re.findall(r"!\[(.*?)\]\((.*?)\)", place.read_text(encoding="utf-8")):
+            picture = place.parent / name
+            assert len(told) > 10
+            assert 1000 < picture.stat().st_size < 150_000, name
+            shown.add(picture.name)
+    assert shown == {picture.name for picture in (docs / "images").iterdir()} != set()

@@ -400,6 +400,137 @@ def test_a_fetch_that_breaks_off_is_an_error_and_never_no_run(
     assert broken >= 10
 
 
+# What comes after the last checkpoint.
+
+PAGES = ("report.html", "MODEL_CARD.md")
+
+
+def ended(run: RemoteRun, step: int, status: str = "finished", pages: tuple[str, ...] = PAGES) -> bytes:
+    """The lines of a run that has ended in the mirror after a checkpoint; its pages lie beside them."""
+    lines = Path(run.local, "checkpoints", name_of(step), "metrics.jsonl").read_bytes()
+    lines += json.dumps({"step": step, "status": status}).encode() + b"\n"
+    for name in PAGES:
+        files.remove(os.path.join(run.local, name))
+    for name in pages:
+        files.write_bytes(os.path.join(run.local, name), f"{name} {step} {status}".encode())
+    files.write_bytes(os.path.join(run.local, "metrics.jsonl"), lines)
+    return lines
+
+
+def pages_at(url: str) -> set[bytes]:
+    return {files.read_bytes(files.join(url, name)) for name in PAGES if name in files.list_names(url)}
+
+
+def lines_at(url: str) -> bytes:
+    return files.read_bytes(files.join(url, "metrics.jsonl"))
+
+
+def test_pages_and_the_last_lines_arrive(run: RemoteRun, url: str) -> None:
+    pushed(run, 10)
+    lines = ended(run, 10)
+    run.push_last()
+    assert lines_at(url) == lines
+    assert pages_at(url) == {b"report.html 10 finished", b"MODEL_CARD.md 10 finished"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_without_both_pages_the_last_lines_stay_here(run: RemoteRun, url: str, page: str) -> None:
+    """They would tell that the pages are there."""
+    pushed(run, 10)
+    ended(run, 10, "interrupted")
+    run.push_last()
+    before = lines_at(url)
+    ended(run, 10, "finished", (page,))
+    run.push_last()
+    assert lines_at(url) == before
+    assert f"{page} 10 finished".encode() in pages_at(url)
+
+
+def test_a_run_that_went_down_sends_what_it_had_left_once(
+    run: RemoteRun, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushed(run, 10)
+    save(run, 20)
+    lines = ended(run, 20)
+    for number in range(2):
+        again = RemoteRun(url, run.local)
+        again.fetch()
+        sent = counted(monkeypatch)
+        again.push_left(20, 9)
+        assert (lines_at(url), pages_at(url)) == (lines, {b"report.html 20 finished", b"MODEL_CARD.md 20 finished"})
+        assert any("report.html" in one for one in sent) == (number == 0)
+    assert steps_there(url) == [20, 10]
+
+
+def test_lines_at_the_url_are_not_shortened_where_they_go_on_from_the_checkpoint(
+    run: RemoteRun, url: str, tmp_path: Path
+) -> None:
+    pushed(run, 10)
+    lines = ended(run, 10)
+    run.push_last()
+    other = RemoteRun(url, str(tmp_path / "other"))
+    other.fetch()
+    other.push_left(10, 9)
+    assert lines_at(url) == lines
+
+
+def test_longer_lines_of_an_earlier_end_are_replaced(run: RemoteRun, url: str) -> None:
+    """A run that has ended, with much to say, goes on for a step and goes down."""
+    pushed(run, 10)
+    ended(run, 10, "finished" * 100)
+    run.push_last()
+    here = save(run, 20)
+    again = RemoteRun(url, run.local)
+    again.fetch()
+    again.push_left(20, 9)
+    assert lines_at(url) == Path(here, "metrics.jsonl").read_bytes()
+    assert pages_at(url) == {f"{name} 10 {'finished' * 100}".encode() for name in PAGES}
+
+
+def test_pages_of_an_earlier_end_in_the_mirror_replace_none_of_a_later_end(
+    run: RemoteRun, url: str, tmp_path: Path
+) -> None:
+    pushed(run, 10)
+    ended(run, 10, "interrupted")  # which never arrived
+    other = RemoteRun(url, str(tmp_path / "other"))
+    other.fetch()
+    pushed(other, 20)
+    lines = ended(other, 20)
+    other.push_last()
+    again = RemoteRun(url, run.local)
+    again.fetch()
+    again.push_left(20, 9)
+    assert lines_at(url) == lines
+    assert pages_at(url) == {b"report.html 20 finished", b"MODEL_CARD.md 20 finished"}
+
+
+def test_a_second_writer_replaces_no_page(fake: FakeGCS, tmp_path: Path) -> None:
+    url = "gs://bucket/run"
+    first = begun(url, tmp_path / "first")
+    pushed(first, 10)
+    second = RemoteRun(url, str(tmp_path / "second"))
+    second.fetch()
+    ended(second, 10, "interrupted")
+    pushed(first, 20)
+    ended(first, 20)
+    first.push_last()
+    before = fake.data("bucket")
+    with pytest.raises(TakenError, match=r"run/metrics\.jsonl: another process"):
+        second.push_last()
+    assert fake.data("bucket") == before
+
+
+def test_a_lost_answer_to_the_last_lines_is_not_a_second_writer(fake: FakeGCS, tmp_path: Path) -> None:
+    run = begun("gs://bucket/run", tmp_path / "mirror")
+    pushed(run, 10)
+    lines = ended(run, 10)
+    version = run._versions["metrics.jsonl"]
+    run.push_last()
+    run._versions["metrics.jsonl"] = version  # as if the answer had not come
+    run.push_last()
+    assert lines_at("gs://bucket/run") == lines
+
+
 # One writer.
 
 
@@ -534,6 +665,37 @@ def test_whenever_an_upload_is_cut_off_the_url_has_one_of_two_whole_checkpoints(
     assert found[0] == 10
     assert found[-1] == 20
     assert len(found) > 20 / stride
+
+
+def test_whenever_the_last_upload_is_cut_off_new_lines_are_never_beside_old_pages(
+    hasty: FakeGCS, tmp_path: Path
+) -> None:
+    url, found = "gs://bucket/run", []
+    run = begun(url, tmp_path / "mirror")
+    pushed(run, 10)
+    ended(run, 10, "interrupted")
+    run.push_last()
+    lines, new = ended(run, 10), {b"report.html 10 finished", b"MODEL_CARD.md 10 finished"}
+    before = hasty.buckets["bucket"].copy()
+    for n in range(1, 50):
+        hasty.buckets["bucket"] = before.copy()
+        this = copy.deepcopy(run)
+        hasty.lives, hasty.last_words = n, "lost"
+        try:
+            this.push_last()
+            all_done = True
+        except StorageError:
+            all_done = False
+        hasty.lives = None
+        found.append(lines_at(url) == lines)
+        assert pages_at(url) == new or not found[-1]
+        this.push_last()  # and when the network is back, all arrives
+        assert (lines_at(url), pages_at(url)) == (lines, new)
+        if all_done:
+            break
+    assert found[0] is False
+    assert all_done
+    assert len(found) > 5
 
 
 def _is_right(data: dict[str, bytes], whole: dict[str, bytes]) -> bool:

@@ -474,6 +474,31 @@ def test_a_run_that_diverged_stays_so_and_says_what_to_do(tmp_path: Path, monkey
         with_config(case, max_steps=STEPS + 1).train(tmp_path)
 
 
+def test_clipped_steps_are_counted_over_an_interruption(tmp_path: Path) -> None:
+    limit = 0.8
+    case = Case({"dropout": 0.2}, {"max_grad_norm": limit, "log_every": 1})
+    unbroken = case.train(tmp_path / "unbroken")
+    counts = [record["clipped_steps"] for record in unbroken.records if "lr" in record]
+    norms = [record["grad_norm"] for record in unbroken.records if "lr" in record]
+    assert counts == list(itertools.accumulate(norm > limit for norm in norms))
+    assert counts[3] == 3
+    assert counts[-1] == 5
+    case.train(tmp_path / "broken", should_stop=stop_after(4))
+    again = case.train(tmp_path / "broken")
+    assert [record["clipped_steps"] for record in again.records if "lr" in record] == counts
+    assert left_in(tmp_path / "broken") == left_in(tmp_path / "unbroken")
+
+
+def test_a_checkpoint_without_what_earlier_versions_did_not_count_goes_on_from_0(tmp_path: Path) -> None:
+    case = with_config(DROPOUT, max_grad_norm=1e-9, log_every=1)
+    case.train(tmp_path, should_stop=stop_after(4))
+    rewritten(tmp_path, "training.pt", lambda content: content.pop("clipped_steps"))
+    history = case.train(tmp_path)
+    assert history.resumed_from == 4
+    counts = [record["clipped_steps"] for record in history.records if "lr" in record]
+    assert counts == [1, 2, 3, 4, *range(1, STEPS - 3)]
+
+
 def test_five_bad_steps_in_a_row_are_counted_over_an_interruption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -763,8 +788,8 @@ HOSTED = Case({}, {"learning_rate": 0.3, "warmup_steps": 0, "precision": "fp16",
 @pytest.mark.parametrize(
     "key",
     [
-        "step", "tokens_seen", "bad_steps", "losses", "skipped_steps", "best", "optimizer", "scaler", "random",
-        "elapsed_seconds",
+        "step", "tokens_seen", "bad_steps", "losses", "skipped_steps", "clipped_steps", "best", "optimizer",
+        "scaler", "random", "elapsed_seconds",
     ],
 )  # fmt: skip
 def test_a_state_that_nobody_wrote_is_refused_or_does_no_harm(interrupted: Path, tmp_path: Path, key: str) -> None:
@@ -778,7 +803,9 @@ def test_a_state_that_nobody_wrote_is_refused_or_does_no_harm(interrupted: Path,
         # Some wrong values are right ones of another run, such as an empty list of losses.
         with contextlib.suppress(UserError):
             HOSTED.train(tmp_path / f"{number}", should_stop=stop_after(2))
-            assert (key, wrong) in [("losses", []), ("best", None), ("scaler", {}), ("elapsed_seconds", 5.5)]
+            assert (key, wrong) in [
+                ("losses", []), ("best", None), ("scaler", {}), ("elapsed_seconds", 5.5), ("clipped_steps", "missing")
+            ]  # fmt: skip
 
 
 MOMENT = ("optimizer", "state", 0)

@@ -168,6 +168,47 @@ def test_config_toml_holds_what_was_asked_and_what_it_became(tmp_path: Path, tex
     assert again.history.total_steps == 3
 
 
+def test_what_a_run_was_made_with_is_kept_in_its_folder_its_model_and_what_is_saved_again(
+    tmp_path: Path, text_file: str
+) -> None:
+    """On how much text, on which machine, and which layer set what nobody asked for."""
+    settings = {name: value for name, value in SMALL.items() if name not in ("embed_dim", "precision")}
+    run = slm.train(text_file, model_dir=tmp_path / "run", recipe="modern", embed_dim=16, **settings)
+    made_with = tomllib.loads((tmp_path / "run" / "config.toml").read_text())["made_with"]
+    assert run.data is not None
+    assert made_with["train_tokens"] == len(run.data.train_dataset.tokens) > 0
+    assert made_with["val_tokens"] == len(run.data.val_dataset.tokens) > 0
+    assert made_with["text_bytes"] == len(Path(text_file).read_bytes())
+    assert made_with["data_name"] == run.data.name
+    assert made_with["hardware"].endswith(" cores")
+    origins = made_with["origins"]
+    assert set(origins.values()) == {"recipe"}
+    assert origins.keys() & {*settings, "recipe", "data", "embed_dim", "model_dir"} == set()
+    assert all(run.resolved[name] != FIELDS[name].default for name in origins)
+    saved = slm.load(tmp_path / "run")
+    saved.save(tmp_path / "saved")
+    slm.load(tmp_path / "saved").save(tmp_path / "once more")
+    for again in (run, saved, slm.load(tmp_path / "once more"), slm.load(tmp_path / "saved" / "model.pt")):
+        assert again.made_with == made_with
+        assert again.recorded.made_with == made_with if again is not run else True
+    assert tomllib.loads((tmp_path / "once more" / "config.toml").read_text())["made_with"] == made_with
+
+
+def test_the_origins_of_settings_are_recipe_preset_and_plan_alone(tmp_path: Path, text_file: str) -> None:
+    (tmp_path / "mine.toml").write_text("batch_size = 4\n")
+    keys = {name: value for name, value in SMALL.items() if name not in ("batch_size", "tokenizer", "quiet")}
+    in_file = layered({"config": str(tmp_path / "mine.toml"), **keys}, "keyword")
+    assert in_file.origins_below == {}
+    modern = layered({"recipe": "modern", "data": ("stories",), **keys}, "keyword")
+    planned = modern.planned({"num_layers": 3, "learning_rate": 0.01})
+    assert planned.origins_below == {
+        **{name: "recipe" for name in modern.origins if modern.origins[name] == "recipe"},
+        **{name: "preset of the corpus" for name in modern.origins if "preset" in modern.origins[name]},
+        "learning_rate": "plan",
+    }
+    assert len(planned.origins_below) > 1
+
+
 def test_a_file_that_no_run_wrote_is_never_replaced(tmp_path: Path, text_file: str) -> None:
     for name in ("config.toml", "model.pt", "metrics.jsonl"):
         folder = tmp_path / name

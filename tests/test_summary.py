@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -168,3 +170,17 @@ def test_a_module_without_sizes_is_refused() -> None:
 
 def test_an_empty_module_has_an_empty_table() -> None:
     assert str(summary(nn.ReLU())).splitlines()[0] == "ReLU of 0 parameters"
+
+
+def test_the_summary_of_a_configuration_loads_no_compiler_and_draws_nothing() -> None:
+    script = """
+import sys, torch
+from slm.config import ModelConfig
+from slm.metrics.summary import summary
+state = torch.get_rng_state()
+for positions in ("learned", "rope"):
+    summary(ModelConfig(positions=positions, norm="rmsnorm", mlp="swiglu", qk_norm=True))
+print("torch._dynamo" in sys.modules, torch.equal(state, torch.get_rng_state()))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]

@@ -22,9 +22,10 @@ from slm.config import IGNORE_INDEX, ModelConfig, TrainConfig, UserError
 from slm.data.dataset import TextDataset
 from slm.data.tokens import Tokens
 from slm.metrics.evaluate import evaluate
+from slm.metrics.speed import flops_per_token
 from slm.model.loss import WithLoss
 from slm.model.transformer import LanguageModel
-from slm.training import clock, loop
+from slm.training import clock, device, loop
 from slm.training.device import Machine, seeded
 from slm.training.loop import History, train_and_evaluate
 from slm.training.optimizer import learning_rate_at, make_optimizer
@@ -112,6 +113,63 @@ def test_mixed_precision_trains_on_cpu_with_float32_weights(precision: str) -> N
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert history.best is not None
     assert history.best["val_loss"] < 1.0 < history.records[0]["train_loss"]
+
+
+def counts(history: History, name: str) -> list[Any]:
+    return [record[name] for record in history.records if "lr" in record]
+
+
+@pytest.mark.parametrize("log_every", [1, 3])
+def test_the_steps_whose_gradient_was_clipped_are_counted(log_every: int) -> None:
+    def run(**settings: Any) -> History:
+        config = make_config(max_steps=12, warmup_steps=0, **settings)
+        return train_and_evaluate(make_model(), make_data(), make_data(100), config)
+
+    # A first run tells norms; the limit is one of them, which itself is not above it.
+    free = run(max_grad_norm=1e9, learning_rate=1e-12)
+    assert counts(free, "clipped_steps") == [0] * 12
+    norms = counts(free, "grad_norm")
+    limit = sorted(norms)[5]
+    above = list(itertools.accumulate(norm > limit for norm in norms))
+    assert above[-1] == 6
+    clipped = run(max_grad_norm=limit, learning_rate=1e-12, log_every=log_every)
+    told = {record["step"]: record["clipped_steps"] for record in clipped.records if "lr" in record}
+    assert told == {step: above[step - 1] for step in ({*range(1, 13)} if log_every == 1 else {1, 3, 6, 9, 12})}
+    assert counts(run(max_grad_norm=0.0, learning_rate=1e-12), "clipped_steps") == [0] * 12
+    assert counts(run(max_grad_norm=1e-9, learning_rate=1e-12), "clipped_steps") == list(range(1, 13))
+
+
+def test_a_step_that_is_no_number_is_skipped_and_not_clipped() -> None:
+    model = Poisoned(4, 6)
+    history = train_and_evaluate(model, make_data(), make_data(100), make_config(max_grad_norm=1e-9))
+    assert counts(history, "skipped_steps") == [0, 0, 0, 1, 2, 3, 3, 3, 3, 3]
+    assert counts(history, "clipped_steps") == [1, 2, 3, 3, 3, 3, 4, 5, 6, 7]
+
+
+def test_mfu_is_the_share_of_what_the_machine_can_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+
+    def peak(device: str, precision: str, threads: int) -> float:
+        asked.append((device, precision, threads, torch.get_num_threads()))
+        return 1e9
+
+    monkeypatch.setattr(device, "measured_peak", peak)
+    history = train_and_evaluate(make_model(), make_data(), make_data(100), make_config())
+    part = stop_after(4)
+    train_and_evaluate(make_model(), make_data(), make_data(100), make_config(), model_dir=tmp_path, should_stop=part)
+    again = train_and_evaluate(make_model(), make_data(), make_data(100), make_config(), model_dir=tmp_path)
+    assert again.resumed_from == 4
+    for one in (history, again):
+        expected = [speed * flops_per_token(TINY) / 1e9 for speed in counts(one, "tokens_per_second")]
+        assert counts(one, "mfu") == pytest.approx(expected)
+        assert len(expected) == 10
+    assert {one[:3] for one in asked} == {("cpu", "fp32", 1)}
+    # Of a module whose operations are not known nothing is said, and nothing is measured.
+    asked.clear()
+    for module in (Bigram(), Poisoned(99, 99)):
+        foreign = train_and_evaluate(module, make_data(), make_data(100), make_config())
+        assert all("mfu" not in record for record in foreign.records)
+    assert not asked
 
 
 def test_weight_decay_spares_vectors() -> None:

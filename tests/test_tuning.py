@@ -98,7 +98,7 @@ def test_bf16_is_taken_where_it_is_clearly_faster(gain: float, is_worth_it: bool
 def test_bf16_alone_is_taken_as_it_was_asked_for() -> None:
     assert choose({HALF: 2.0, Choice(2, "bf16"): 1.0}) == (
         Choice(2, "bf16"),
-        "a step takes 2e+03 ms with 1, 1e+03 ms with 2",
+        "a step takes 2,000 ms with 1, 1,000 ms with 2",
     )
 
 

@@ -27,6 +27,7 @@ MUON = {"optimizer": "muon", "schedule": "wsd"}
     [
         {},
         {"batch_size": 64, "steps": 5, "stop_after": 1},
+        {"sample_every": 1, "eval_every": 1, "max_grad_norm": 0.1},
         {"precision": "bf16"},
         {"recipe": "modern"},
         {"recipe": "modern", "precision": "bf16", **MUON},

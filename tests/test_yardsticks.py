@@ -252,12 +252,15 @@ def test_the_same_text_and_seconds_give_the_same_numbers() -> None:
     assert measured("bpe", 5) == measured("bpe", 500)
 
 
+SMALLER = {"TRAIN_TOKENS": 3000, "TRAIN_BYTES": 8000, "TARGETS": 1600, "FEWEST_TARGETS": 64, "FEWEST_TRAINED": 1}
+
+
 @pytest.mark.parametrize("window", [1, 5, 64, 10**5])
 def test_no_more_is_read_than_the_bounds_allow(monkeypatch: pytest.MonkeyPatch, window: int) -> None:
     train_ids, val_ids = story_ids("bpe")
     tokenizer = tokenizer_of("bpe")
     for seconds, share in ((5.0, 1.0), (2.5, 0.5), (0.05, 0.01), (0.0, 0.0)):
-        for name, bound in {"TRAIN_TOKENS": 3000, "TRAIN_BYTES": 8000, "TARGETS": 1600, "FEWEST_TARGETS": 64}.items():
+        for name, bound in SMALLER.items():
             monkeypatch.setattr(module, name, bound)
         train, val = Counted(train_ids), Counted(val_ids)
         found = named(yardsticks(train, TextDataset(val, window), tokenizer, tokenizer.vocab_size, seconds=seconds))
@@ -299,6 +302,7 @@ def test_xz_gets_no_more_text_than_its_bound_where_the_bytes_of_tokens_were_take
 
 def test_fewer_seconds_make_smaller_samples_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FEWEST_TARGETS", 1000)
+    monkeypatch.setattr(module, "FEWEST_TRAINED", 1000)
     train = np.tile(story_ids("bpe")[0], 3)
     tokenizer = tokenizer_of("bpe")
     found = {}

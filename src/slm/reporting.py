@@ -41,8 +41,12 @@ def recorded_of(run: RunOrPath) -> Recorded:
         if not files.exists(files.join(folder, name)):
             raise UserError(f"{folder} holds no run: there is no {name} in it. Name the --model_dir of a training.")
     text = files.read_bytes(files.join(folder, METRICS)).decode(errors="replace")
+    try:
+        records = records_of(text)
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{files.join(folder, METRICS)} is damaged: a line of it is no record ({error}).") from error
     resolved, made_with = (read_table(folder, name) for name in ("resolved", "made_with"))
-    return Recorded(folder, records_of(text), resolved, made_with, read_config(files.join(folder, CONFIG)))
+    return Recorded(folder, records, resolved, made_with, read_config(files.join(folder, CONFIG)))
 
 
 def report(folder: str) -> dict[str, str]:

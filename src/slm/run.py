@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import warnings
@@ -18,7 +19,8 @@ from slm.dial import minutes_of, planned_of, read_and_plan
 from slm.display import Display
 from slm.fields import signature_with
 from slm.header import header, warn
-from slm.metrics.recorded import Recorded
+from slm.metrics.diagnosis import diagnose
+from slm.metrics.recorded import THIS_RUN, Recorded
 from slm.metrics.speed import flops_per_token
 from slm.metrics.summary import summary
 from slm.metrics.yardsticks import FULL_SECONDS, Yardstick, yardsticks
@@ -32,7 +34,7 @@ from slm.training.history import History, Record, records_of
 from slm.training.loop import train_and_evaluate
 from slm.training.packing import pack_model, unpack_model, versions
 from slm.training.plan import settle
-from slm.training.resume import METRICS, MODEL
+from slm.training.resume import METRICS, MODEL, REPORT
 from slm.training.saving import RunFolder
 from slm.writing import stream
 
@@ -98,7 +100,7 @@ class Run:
     def recorded(self) -> Recorded:
         """What can be told about the run. Raises OSError where it was loaded without its metrics.jsonl."""
         if self.history:
-            return Recorded("this run", self.history.records, self.resolved, self.made_with, self.asked)
+            return Recorded(THIS_RUN, self.history.records, self.resolved, self.made_with, self.asked)
         folder = os.path.dirname(self.path)
         text = files.read_bytes(files.join(folder, METRICS)).decode(errors="replace")
         return Recorded(folder or ".", records_of(text), self.resolved, self.made_with, self.asked)
@@ -279,8 +281,10 @@ def _end(
     _look_back(run, display, data, tell, is_in_memory=folder is None)
     if folder:
         _finish_folder(folder, run, display)
-    path = files.join(folder.path, MODEL) if folder else None
-    display.summary(run.metrics, history, path, data.source_bits_per_byte)
+    path, report = (files.join(folder.path, name) if folder else None for name in (MODEL, REPORT))
+    found = diagnose(run.recorded)
+    told = [f"{one.title}. {one.advice} {one.flag}" for one in found]
+    display.summary(run.metrics, history, path, data.source_bits_per_byte, report=report, diagnosis=told)
 
 
 def _finish_folder(folder: RunFolder, run: Run, display: Display) -> None:
@@ -347,9 +351,10 @@ def _look_back(
         if run.tokenizer and not display.quiet:
             # Only where documents were told apart has the model learned how one begins.
             prompt = "" if data.many_documents else "\n"
-            text = run.generate(prompt, max_new_tokens=_SAMPLE_TOKENS, seed=0).strip()
-            tell({"step": run.step, "prompt": "", "sample": text})
-            display.sample(text)
+            with contextlib.suppress(KeyboardInterrupt):  # the stop button: the model is there, and is not to be lost
+                text = run.generate(prompt, max_new_tokens=_SAMPLE_TOKENS, seed=0).strip()
+                tell({"step": run.step, "prompt": "", "sample": text})
+                display.sample(text)
         if data.name != "dummy" and not (display.quiet and is_in_memory):
             _show_yardsticks(run, display, data, tell)
     tell(history.ending())

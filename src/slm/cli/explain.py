@@ -59,7 +59,7 @@ def _explain(model_dir: str = ".", text: str | None = None, out: str = "explain.
     from slm.metrics.pages.explanation import explanation_page
 
     found = explain(model_dir, text)
-    files.write_bytes(out, explanation_page(found, f"What {_name_of(model_dir)} made of a text").encode())
+    files.write_bytes(out, explanation_page(found, f"{_name_of(model_dir)}: what it expected, token by token").encode())
     for line in plain_table(found):
         print(line)
     print(f"\n{out} has the page.")
@@ -82,10 +82,12 @@ def _name_of(model_dir: str) -> str:
 
 def plain_table(found: Explanation) -> list[str]:
     """The tokens of a text in lines that align, and what they add up to."""
-    from slm.metrics.pages.explanation import percent, visible
+    from slm.metrics.pages.explanation import percent, told_alternatives, visible
 
     def listed(pieces: Sequence[tuple[str, float]]) -> str:
-        return "  ".join(f"{visible(piece)} {percent(value)}" for piece, value in pieces[:_ALTERNATIVES])
+        return "  ".join(
+            f"{visible(piece)} {percent(value)}" for piece, value in told_alternatives(pieces)[:_ALTERNATIVES]
+        )
 
     rows = [("token", "probability", "surprisal", "rank", "likeliest in its place")]
     for piece, probability, surprisal, rank, others in zip(

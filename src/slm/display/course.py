@@ -8,9 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from slm.display import words
-
-SPAN = 20  # records, about, over which the loss is smoothed
-_KEEP = 1 - 2 / (SPAN + 1)
+from slm.smoothing import Smoothed
 
 Kind = Literal["log", "evaluation", "decision", "sample"]
 
@@ -23,13 +21,17 @@ class Course:
         self.total_steps = total_steps  # 0 as long as the end is open
         self.step = 0
         self.log: Mapping[str, Any] = {}
-        self.smoothed = math.nan
         self.best = math.inf  # val_loss
         self.is_best = False  # whether the last evaluation was better than all before
-        self._weight = self._sum = 0.0
+        self._losses = Smoothed()
         self._began, self._seconds = time.monotonic(), seconds
         self._first: tuple[int, float] | None = None  # step and time: the first step is slow
         self._left: float | None = None
+
+    @property
+    def smoothed(self) -> float:
+        """The smoothed training loss; not a number before the first."""
+        return self._losses.mean
 
     def take(self, record: Mapping[str, Any]) -> Kind | None:
         """What kind of record this is; None for one that live displays do not show."""
@@ -47,10 +49,7 @@ class Course:
 
     def _take_log(self, record: Mapping[str, Any]) -> None:
         self.log = record
-        if math.isfinite(loss := record["train_loss"]):
-            self._sum = _KEEP * self._sum + (1 - _KEEP) * loss
-            self._weight = _KEEP * self._weight + (1 - _KEEP)  # less than 1: the mean began from nothing
-            self.smoothed = self._sum / self._weight
+        self._losses.add(record["train_loss"])
         now = time.monotonic()
         self._first = self._first or (self.step, now)
         first_step, then = self._first

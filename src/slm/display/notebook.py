@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from slm.display.course import SPAN, Course
+from slm.display.course import Course
 from slm.display.words import clock
 from slm.metrics.pages.charts import Line, line_chart
 from slm.metrics.pages.page import escaped, fragment, table
@@ -129,12 +129,12 @@ class Cell:
     def _shown(self, is_over: bool = False) -> Shown:
         line, numbers = self._place(is_over), self._numbers()
         curves = [
-            Line("train_loss", self.losses.all(), faint=True),
-            Line("smoothed", self.smoothed.all()),
-            Line("val_loss", val_losses := self.val_losses.all(), dots=len(val_losses) <= _MOST_DOTS, series=2),
+            Line("train", self.losses.all(), faint=True, series=2),
+            Line("train loss", self.smoothed.all(), series=2),
+            Line("val_loss", val_losses := self.val_losses.all(), dots=len(val_losses) <= _MOST_DOTS),
         ]
-        note = f"train_loss is the faint curve; smoothed is its mean over about {SPAN} records"
-        chart = line_chart("loss", curves, x_label="step", y_label="nats per token", note=note)
+        note = "Lower is better. The train loss is smoothed; pale: as it was."
+        chart = line_chart("Loss", curves, x_label="step", y_label="nats per token", note=note)
         body = f"<p><b>{escaped(line)}</b><br>{escaped(numbers)}</p>{chart}{self._table()}{_written(self.samples)}"
         return Shown(body, f"{line}: {numbers}" if numbers else line)
 

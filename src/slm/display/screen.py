@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -52,11 +54,14 @@ class Display:
             yield PlainWork(self.print)
 
     def header(self, rows: Mapping[str, str]) -> None:
-        """What was chosen and why; the lines of a value stand below each other."""
+        """What was chosen and why; the lines of a value stand below each other, in a terminal broken between words."""
         width = max(map(len, rows))
         for name, value in rows.items():
-            value = value.replace("\n", "\n" + " " * (width + 2))
-            self.print(f"{name:<{width}}  {value}")
+            lines = value.split("\n")
+            if sys.stdout.isatty():
+                room = max(20, shutil.get_terminal_size().columns - width - 3)
+                lines = [part for line in lines for part in textwrap.wrap(line, room) or [""]]
+            self.print(f"{name:<{width}}  " + ("\n" + " " * (width + 2)).join(lines))
         self.print("")
 
     def sample(self, text: str) -> None:
@@ -64,9 +69,21 @@ class Display:
         self.print(f"\nsample:\n{words.harmless(text)}\n")
 
     def summary(
-        self, metrics: Mapping[str, Any], history: History, path: str | None, source_bits_per_byte: float | None
+        self,
+        metrics: Mapping[str, Any],
+        history: History,
+        path: str | None,
+        source_bits_per_byte: float | None,
+        *,
+        report: str | None = None,
+        diagnosis: Sequence[str] = (),
     ) -> None:
-        """How the run ended, beside the best that is possible where that is known, and where its model is."""
+        """How the run ended, beside the best that is possible where that is known, what its curves say, where it is.
+
+        path: of the model. report: of the page. diagnosis: each finding in words.
+        """
+        for finding in diagnosis:
+            self.print(finding)
         if not metrics:
             why = "no evaluation gave a finite loss" if history.records else "no step was done"
             self.print(f"No model was kept: {why}.")
@@ -81,7 +98,7 @@ class Display:
         if history.skipped_steps:
             self.print(f"{history.skipped_steps:,} steps changed nothing: their loss or gradient was no finite number")
         if path:
-            self.print(f"model: {path}{resumable}")
+            self.print(f"model: {path}; report: {report}{resumable}")
 
     def evaluation(self, name: str, found: Evaluation) -> None:
         """All numbers of a model on a text."""

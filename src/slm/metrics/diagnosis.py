@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import shlex
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from slm.config import TrainConfig
 from slm.metrics.recorded import Record, Recorded, curve
 
 # Also the limits of what is warned of before a run.
@@ -18,10 +21,12 @@ SEEN_OFTEN = 50  # times that an entry of the vocabulary should occur in the tra
 _RISE = 0.01  # of val_loss above its best, and of the train loss below what it was then: overfitting and not noise
 _STILL_FALLING = 0.025  # of val_loss, in the last quarter of the steps
 _SPIKE = 0.1  # of the loss, above the lowest so far
+_NOISE = 5.0  # times the usual change from one record to the next, which is larger the fewer tokens a batch has
 _STRONG_PULL = 3.0  # times the limit of gradients
 _MOSTLY = 0.9  # of the steps
 _ENOUGH_STEPS = 200  # to judge how fast the loss passed that of token counts
 _LATE, _STUCK_AT, _STUCK = 0.25, 0.3, 0.93  # shares of the steps, and of the loss of token counts
+_HIGHEST_RATE = 0.02
 _DUMMY = "dummy"
 
 
@@ -34,6 +39,7 @@ class Finding:
     told: str
     advice: str
     flag: str  # as for slm-train
+    is_trouble: bool = True  # else it is room to learn more
 
 
 def diagnose(run: Recorded) -> list[Finding]:
@@ -59,12 +65,14 @@ def next_step(run: Recorded) -> Finding:
 
 
 def _diverged(run: Recorded) -> Iterator[Finding]:
+    unlimited = " Gradients had no limit, which would have helped (max_grad_norm is 0)."
+    unlimited = "" if run.resolved.get("max_grad_norm", 1.0) else unlimited
     if run.status == "diverged":
         yield Finding(
             "diverged",
             "The learning rate was too high: training broke down",
-            str(run.ending.get("message", "")),
-            "Lower the learning rate to a tenth:",
+            str(run.ending.get("message", "")).partition(" Lower ")[0] + unlimited,
+            "Lower the learning rate:",
             f"--learning_rate {_rate(run, 0.1)}",
         )
 
@@ -78,7 +86,7 @@ def _learning_rate_too_high(run: Recorded) -> Iterator[Finding]:
             "learning rate too high",
             "The learning rate is too high",
             f"{told[0].upper()}{told[1:]}.",
-            "Lower it to a third:",
+            "Lower the learning rate:",
             f"--learning_rate {_rate(run, 1 / 3)}",
         )
 
@@ -119,7 +127,7 @@ def _learning_rate_too_low(run: Recorded) -> Iterator[Finding]:
         "learning rate too low",
         "The learning rate is too low",
         f"To learn how frequent each token is, a training loss of {counts:.2f}, is the easy beginning; it {when}.",
-        "Raise it to ten times as much:",
+        "Raise the learning rate:",
         f"--learning_rate {_rate(run, 10)}",
     )
 
@@ -134,14 +142,15 @@ def _overfitting(run: Recorded) -> Iterator[Finding]:
     if last < (1 + _RISE) * best["val_loss"] or not now < (1 - _RISE) * then:
         return
     dropout = run.resolved.get("dropout", 0.0)
+    drop = min(0.5, dropout + 0.1 if dropout else 0.2) if dropout < 0.5 else None
     yield Finding(
         "overfitting",
         f"Overfitting since step {best['step']:,}",
         f"The validation loss was best there, {best['val_loss']:.3f}, and rose to {last:.3f} by the end, while the "
         f"training loss fell from {then:.3f} to {now:.3f}: the model went on to learn the training text by heart. "
         "The weights of the best step are the ones that were kept, so nothing is lost but time.",
-        "More text helps most. With the same text, drop some activations in training:",
-        f"--dropout {min(0.5, dropout + 0.1 if dropout else 0.2):g}",
+        f"More text helps most. With the same text, {'drop some activations in training' if drop else 'stop sooner'}:",
+        f"--dropout {drop:g}" if drop else "--patience 3",
     )
 
 
@@ -158,24 +167,28 @@ def _underfitting(run: Recorded) -> Iterator[Finding]:
         return
     yield Finding(
         "underfitting",
-        "It could still learn more",
-        f"The validation loss was still falling by {100 * (before - last) / (end - begin):.3f} per 100 steps at the "
-        f"end, from {before:.3f} at step {begin:,} to {last:.3f}.",
+        "The loss was still falling at the end",
+        f"The validation loss fell by {100 * (before - last) / (end - begin):.3f} per 100 steps in the "
+        f"last quarter, from {before:.3f} at step {begin:,} to {last:.3f}.",
         "Train longer:",
         _longer(run),
+        is_trouble=False,
     )
 
 
 def _repeated(run: Recorded) -> Iterator[Finding]:
+    """The text was read so often that further passes teach hardly anything."""
     passes = run.passes or 0.0
     if passes <= MANY_EPOCHS or run.resolved.get("max_minutes"):  # with minutes a plan weighed that
+        return
+    if any(True for _ in _underfitting(run)):  # they still do
         return
     yield Finding(
         "repeated data",
         f"The text was read {passes:.0f} times",
         "Beyond a few times a text is learned by heart rather than understood.",
-        "More text is worth more than more passes; else fewer:",
-        f"--epochs {MANY_EPOCHS // 2}",
+        "More text is worth more than more passes. Add some:",
+        f"--data {shlex.join([*(run.resolved.get('data') or ()), 'more.txt'])}",
     )
 
 
@@ -186,6 +199,8 @@ def _large_vocabulary(run: Recorded) -> Iterator[Finding]:
     if run.resolved.get("max_minutes") and run.origin("vocab_size") == "plan":
         return
     fitting = max(300, 2 ** int(math.log2(max(tokens / SEEN_OFTEN, 2))))
+    if fitting >= size:  # it is as small as one of pieces of words gets
+        return
     yield Finding(
         "large vocabulary",
         "The tokenizer is too large for the text",
@@ -229,12 +244,12 @@ def _after_warmup(run: Recorded) -> list[Record]:
 
 
 def _spikes(points: list[tuple[float, float]]) -> list[int]:
-    """The steps at which the loss jumped above the lowest so far, each jump once."""
+    """The steps at which the loss jumped above the lowest so far, by more than its noise, each jump once."""
+    changes = [abs(after - before) for (_, before), (_, after) in itertools.pairwise(points)]
+    noise = _NOISE * statistics.median(changes) if changes else 0.0
     lowest, above, found = math.inf, False, []
     for step, loss in points:
-        if not math.isfinite(loss):
-            continue
-        jumped = loss > (1 + _SPIKE) * lowest
+        jumped = loss > lowest + max(_SPIKE * lowest, noise)
         if jumped and not above:
             found.append(int(step))
         above, lowest = jumped, min(lowest, loss)
@@ -251,9 +266,15 @@ def _clipped_share(logs: list[Record]) -> float:
 
 
 def _counts_loss(run: Recorded) -> float | None:
-    """The loss of knowing how frequent each token is; None where it was not measured or the run is too short."""
-    known = (one["loss"] for one in run.yardsticks if one["name"] == "unigram")
-    return next(known, None) if run.step >= _ENOUGH_STEPS else None
+    """The loss of knowing how frequent each token is; None where it was not measured or the run is too short.
+
+    None also where counting what follows what gives hardly more: then there is hardly more to learn.
+    """
+    losses = {one["name"]: one["loss"] for one in run.yardsticks if one["loss"] is not None}
+    counts = losses.get("unigram")
+    if counts is None or run.step < _ENOUGH_STEPS or min(losses.values()) > _STUCK * counts:
+        return None
+    return float(counts)
 
 
 def _steps_to_counts(run: Recorded) -> float:
@@ -271,7 +292,9 @@ def _train_loss_at(run: Recorded, step: int) -> float:
 
 
 def _rate(run: Recorded, factor: float) -> str:
-    return f"{factor * run.resolved.get('learning_rate', 1e-3):.2g}"
+    """So many times the learning rate, or the default where that would still be far from any that works."""
+    rate = factor * run.resolved.get("learning_rate", TrainConfig().learning_rate)
+    return f"{rate if rate <= _HIGHEST_RATE else TrainConfig().learning_rate:.2g}"
 
 
 def _longer(run: Recorded) -> str:

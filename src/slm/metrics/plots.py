@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,7 +42,8 @@ def plot(runs: Sequence[Recorded]) -> Any:
         style = {"color": f"C{number % 10}", "linestyle": _STYLES[number % len(_STYLES)]}
         for axes, x in ((by_step, "step"), (by_second, "elapsed_seconds")):
             train = curve(run.logs, "train_loss", x)
-            axes.plot(*_columns(thinned_points(smoothed(train))), linewidth=1, alpha=0.5, **style)
+            beside = {"color": "C1"} if len(runs) == 1 else {}
+            axes.plot(*_columns(thinned_points(smoothed(train))), linewidth=1, alpha=0.7, **style | beside)
             val = curve(run.evaluations, "val_loss", x)
             axes.plot(*_columns(val), marker="o", markersize=3, label=name, **style)
     by_step.set(xlabel="step", ylabel="loss, nats per token", title="val_loss (thin: train loss, smoothed)")
@@ -54,9 +56,11 @@ def plot(runs: Sequence[Recorded]) -> Any:
 
 
 def _names(runs: Sequence[Recorded]) -> list[str]:
-    """A name for each, told apart by numbers where they are the same."""
+    """A name for each, told apart by numbers where they are the same, as matplotlib shows it as it is."""
     names = [run.name for run in runs]
-    return [f"{name} ({i + 1})" if names.count(name) > 1 else name for i, name in enumerate(names)]
+    told = [f"{name} ({i + 1})" if names.count(name) > 1 else name for i, name in enumerate(names)]
+    # A legend leaves out names that begin with _, and text between two $ would be a formula.
+    return [f"{' ' * name.startswith('_')}{name}".replace("$", r"\$") for name in told]
 
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
@@ -69,7 +73,7 @@ def _leave_out_beginning(axes: Any, runs: Sequence[Recorded]) -> None:
         y
         for run in runs
         for x, y in (*smoothed(curve(run.logs, "train_loss")), *curve(run.evaluations, "val_loss"))
-        if x > 0.05 * run.step and y == y
+        if x > 0.05 * run.step and math.isfinite(y)
     ]
     if len(later) > 4:
         low, high = min(later), max(later)

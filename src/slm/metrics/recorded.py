@@ -13,12 +13,12 @@ from slm.config import FIELDS, ModelConfig, UserError
 
 Record = dict[str, Any]
 DEFAULT, YOU = "default", "you"
-THIS_MODEL = "this model"
+THIS_MODEL, THIS_RUN = "this model", "this run"  # names of what has none
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A run as it can be told about. records: those of metrics.jsonl, in which NaN may stand for null."""
+    """A run as it can be told about. records: those of metrics.jsonl; a null in them becomes NaN."""
 
     name: str
     records: Sequence[Record]
@@ -26,11 +26,16 @@ class Recorded:
     made_with: Mapping[str, Any] = field(default_factory=dict)  # versions, machine, facts about the text, origins
     asked: Mapping[str, Any] = field(default_factory=dict)  # what somebody set
 
+    def __post_init__(self) -> None:
+        if any(value is None for record in self.records for value in record.values()):
+            numbers = [{name: math.nan if v is None else v for name, v in record.items()} for record in self.records]
+            object.__setattr__(self, "records", numbers)
+
     @property
     def title(self) -> str:
         """The last part of the name, which may be a path."""
         last = self.name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-        return last if last.strip(".") else "this run"
+        return last if last.strip(".") else THIS_RUN
 
     @cached_property
     def logs(self) -> list[Record]:
@@ -95,23 +100,23 @@ class Recorded:
         """finished, interrupted, diverged, or "not ended"."""
         return str(self.ending.get("status", "not ended"))
 
-    @property
+    @cached_property
     def step(self) -> int:
         """The last step that was recorded."""
         return max((int(record["step"]) for record in self.records), default=0)
 
-    @property
+    @cached_property
     def total_steps(self) -> int:
         """The steps that were planned, 0 where that was never decided."""
         decided = [record["max_steps"] for record in self.records if "max_steps" in record]
         return int(decided[-1] if decided else self.resolved.get("max_steps") or 0)
 
-    @property
+    @cached_property
     def tokens_seen(self) -> int:
         """The tokens that training read, repeated ones included."""
         return max((int(record.get("tokens_seen", 0)) for record in self.records), default=0)
 
-    @property
+    @cached_property
     def seconds(self) -> float:
         """Seconds of training, without evaluations."""
         return max((float(record.get("elapsed_seconds", 0.0)) for record in self.records), default=0.0)
@@ -148,7 +153,5 @@ def _plain(value: Any) -> Any:
 
 
 def curve(records: Sequence[Record], y: str, x: str = "step") -> list[tuple[float, float]]:
-    """The points of two fields of those records that have both; None is no number."""
-    return [
-        (record[x], math.nan if record[y] is None else record[y]) for record in records if x in record and y in record
-    ]
+    """The points of two fields of those records that have both."""
+    return [(record[x], record[y]) for record in records if x in record and y in record]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import html
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from slm.config import ModelConfig, UserError
 from slm.model.transformer import Attention, LanguageModel
@@ -112,7 +114,7 @@ def summary(model: nn.Module | ModelConfig) -> Summary:
     than a LanguageModel only the FLOPs of nn.Linear are known. Raises UserError for what is neither.
     """
     if isinstance(model, ModelConfig):
-        with torch.device("meta"):
+        with torch.device("meta"), _Undrawn():
             model = LanguageModel(model)
     if not isinstance(model, nn.Module):
         raise UserError(
@@ -128,6 +130,23 @@ def summary(model: nn.Module | ModelConfig) -> Summary:
     notes.append(_FORMULA if config else _LINEAR_ONLY)
     parameters = sum(row.parameters for row in rows)
     return Summary(f"{type(model).__name__} of {parameters:,} parameters", rows, tuple(notes))
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves random weights undrawn, and makes tables of positions as on a CPU.
+
+    On the meta device either would load torch's compiler, which takes a second.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        keys = dict(kwargs or {})
+        if func in (torch.Tensor.normal_, nn.init.normal_):
+            return args[0] if args else keys["tensor"]
+        if func is torch.arange:
+            keys["device"] = "cpu"
+        return func(*args, **keys)
 
 
 def _check_lazy(model: nn.Module) -> None:

@@ -31,6 +31,7 @@ FULL_SECONDS = 5.0
 _PIECES = 16  # of the training tokens: a text may change from its beginning to its end
 _SHORTEST_ORDER, _LONGEST_ORDER, _NGRAM_BITS = 6, 10, 45  # see ngram_order
 FEWEST_TARGETS = 20_000  # whatever the seconds: they take a few hundredths, and the model was measured on all of them
+FEWEST_TRAINED = 200_000  # training tokens, and bytes for xz, whatever the seconds: they take some tenths
 _FEWEST_BYTES = 1000  # for xz, whose files grow in steps of four bytes
 
 
@@ -68,7 +69,8 @@ def yardsticks(
     positions, num_targets = _positions(val_dataset, max(FEWEST_TARGETS, int(share * TARGETS)))
     ids, places, runs = _with_context(val_dataset.tokens, positions, _LONGEST_ORDER - 1)
     targets = ids[places]
-    sample = np.concatenate(_spread(train, max(1, int(share * TRAIN_TOKENS))))
+    most_tokens, most_bytes = (max(min(FEWEST_TRAINED, all), int(share * all)) for all in (TRAIN_TOKENS, TRAIN_BYTES))
+    sample = np.concatenate(_spread(train, most_tokens))
     on = f"on {len(targets):,} of {num_targets:,} targets" if len(targets) < num_targets else ""
     of = f"of {len(sample):,} training tokens" if len(sample) < len(train) else ""
 
@@ -92,7 +94,7 @@ def yardsticks(
         scored(f"Kneser-Ney {order}-gram", float(ngram.mean()), of, (None, None)),
     ]
     if tokenizer and num_bytes >= _FEWEST_BYTES:
-        text, of = _train_text(train, tokenizer, float(sizes[sample].mean()), max(1, int(share * TRAIN_BYTES)))
+        text, of = _train_text(train, tokenizer, float(sizes[sample].mean()), most_bytes)
         added = _packed(text + _text(tokenizer, runs)) - _packed(text)
         found.append(Yardstick("xz", 8 * max(added, 0) / num_bytes, None, _told(of, on)))
     if source_bits_per_byte is not None:

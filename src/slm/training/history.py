@@ -37,3 +37,12 @@ def records_of(text: str) -> list[Record]:
     """The records of a metrics.jsonl; a null in it was no finite number. A last line that was cut off is left out."""
     found = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
     return [{name: math.nan if value is None else value for name, value in record.items()} for record in found]
+
+
+def has_ended(text: bytes, so_far: bytes) -> bool:
+    """Whether a metrics.jsonl begins with what it held at a checkpoint and tells after it how the run ended."""
+    try:
+        last = text[len(so_far) :].splitlines(keepends=True)[-1]
+        return text.startswith(so_far) and last.endswith(b"\n") and "status" in json.loads(last)
+    except (ValueError, LookupError, TypeError):
+        return False

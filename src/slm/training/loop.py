@@ -88,6 +88,7 @@ def train_and_evaluate(
         if trainer.history.message:
             warnings.warn(trainer.history.message, stacklevel=2)
         if folder and folder is not model_dir:
+            trainer.folder = folder
             trainer.record(trainer.history.ending())
             folder.write_pages()
             folder.finish(interrupted=trainer.history.status == "interrupted")
@@ -177,7 +178,7 @@ class Trainer:
             if self.deadline:
                 self.deadline.begin(self.step)
             for is_epoch_end, tokens, targets in self.steps():
-                if self.history.status != "finished" or self.is_asked_to_stop():
+                if self.history.status != "finished" or self.ends_early() or self.is_asked_to_stop():
                     break
                 is_whole = False
                 self.run_step(tokens, targets)
@@ -188,11 +189,7 @@ class Trainer:
                 is_epoch_end = is_epoch_end and not self.config.max_minutes
                 if is_epoch_end or self.step % self.config.eval_every == 0:  # type: ignore[operator]
                     self.evaluate()
-                if self.out_of_patience:
-                    self.history.message = (
-                        f"stopped early: val_loss has not been better for {self.config.patience} evaluations "
-                        "(patience)."
-                    )
+                if self.ends_early():
                     break
                 self.save_if_due()
             if self.history.status != "interrupted" and not self.is_evaluated:
@@ -200,6 +197,13 @@ class Trainer:
         except KeyboardInterrupt:  # the stop button of a notebook; commands install a handler and never get here
             self.history.status = "interrupted"
         self.end(is_whole)
+
+    def ends_early(self) -> bool:
+        """True, and told, when patience is over."""
+        if self.out_of_patience:
+            patience = self.config.patience
+            self.history.message = f"stopped early: val_loss has not been better for {patience} evaluations (patience)."
+        return self.out_of_patience
 
     def is_asked_to_stop(self) -> bool:
         """True once should_stop says so; the run is interrupted then."""
@@ -267,8 +271,8 @@ class Trainer:
         if self.total_steps:
             if deadline.has_passed and not self.is_over:
                 self.history.message = f"time is up: the machine became slower, so step {self.step:,} is the last."
-                self.total_steps = self.history.total_steps = self.step
                 self.record({"step": self.step, "max_steps": self.step})
+                self.take_decision(self.history.records[-1])
             return
         windows = len(self.val_dataset)  # type: ignore[arg-type]
         steps = deadline.decay_steps(
@@ -283,7 +287,7 @@ class Trainer:
 
     def take_decision(self, decision: Record) -> None:
         """Sets the end of the run and of its schedule."""
-        made = {name: decision[name] for name in ("max_steps", "decay_steps")}
+        made = {name: decision[name] for name in ("max_steps", "decay_steps") if name in decision}
         self.config = dataclasses.replace(self.config, **made)
         self.total_steps = self.history.total_steps = decision["max_steps"]
 

@@ -17,7 +17,8 @@ from slm.config import UserError
 from slm.storage import checkpoint_folder, files
 from slm.storage.checkpoint_folder import MANIFEST, name_of, steps_of
 from slm.storage.files import MissingError, StorageError, TakenError
-from slm.training.resume import BEST, CARD, CHECKPOINTS, CONFIG, METRICS, MODEL, REPORT
+from slm.training.history import has_ended
+from slm.training.resume import BEST, CHECKPOINTS, CONFIG, METRICS, MODEL, PAGES
 
 MAX_AT_ONCE = 4  # uploads of one checkpoint
 _MAX_TEXT_BYTES = 2**20  # of a config.toml or manifest
@@ -34,7 +35,6 @@ class RemoteRun:
         self.url, self.local = url, local
         self.unpruned: str | None = None  # why older checkpoints stay at the URL
         self._versions: dict[str, int | None] = {}  # of the files that one process at a time may replace
-        self._sizes: dict[str, int] = {}  # of those, when `fetch` saw them
         self._tried: set[tuple[int, str]] = set()  # each metrics.jsonl that was sent, answered or not
         self._arrived: dict[str, tuple[int, str]] = {}  # size and checksum, by the name at the URL
 
@@ -49,7 +49,6 @@ class RemoteRun:
         for name in (METRICS, CONFIG):  # before anything else: what comes after this look is a second writer's
             seen = files.look(files.join(self.url, name))
             self._versions[name] = seen.version if seen else 0
-            self._sizes[name] = (seen.size or 0) if seen else 0
         there, here = _read(files.join(self.url, CONFIG)), os.path.join(self.local, CONFIG)
         if there is None or not os.path.isfile(here) or files.read_bytes(here) != there:
             self._empty()
@@ -123,9 +122,11 @@ class RemoteRun:
 
     def push_left(self, step: int, keep_last: int) -> None:
         """Sends what a run that went down had left to send; what the URL has of metrics.jsonl is not shortened."""
-        source = self._parts(step, self._manifest(step))[METRICS]
-        self.push(step, keep_last, with_metrics=os.path.getsize(source) > self._sizes.get(METRICS, 0))
-        self.push_last()
+        so_far = files.read_bytes(self._parts(step, self._manifest(step))[METRICS])
+        there, here = (_text(files.join(place, METRICS)) for place in (self.url, self.local))
+        self.push(step, keep_last, with_metrics=not there.startswith(so_far))
+        if has_ended(here, so_far) and not has_ended(there, so_far):
+            self.push_last()
 
     def push(self, step: int | None, keep_last: int, *, with_metrics: bool = True) -> None:
         """Afterwards the URL has the checkpoint of this step, and model.pt with the best weights so far.
@@ -149,14 +150,22 @@ class RemoteRun:
             self._prune(step, keep_last)
 
     def push_last(self) -> None:
-        """Afterwards the URL has the pages of a run that has ended, where it has, and all lines of metrics.jsonl."""
-        if pages := self._pages():
-            self._push_metrics(os.path.join(self.local, METRICS))
+        """Afterwards the URL has the pages of a run that has ended, and then all lines of metrics.jsonl.
+
+        So where those are there, the pages are, too; without both pages, the lines stay here.
+        """
+        url, pages = files.join(self.url, METRICS), self._pages()
+        seen = files.look(url)
+        ours = seen is None or seen.version in (None, self._versions.get(METRICS))
+        if seen and not ours and (seen.size, seen.crc32c) not in self._tried:
+            raise TakenError(f"{url}: another process wrote this file; use one folder per run.")
         for name, path in pages.items():
             self._send(name, path)
+        if len(pages) == len(PAGES):
+            self._push_metrics(os.path.join(self.local, METRICS))
 
     def _pages(self) -> dict[str, str]:
-        return {name: path for name in (REPORT, CARD) if os.path.exists(path := os.path.join(self.local, name))}
+        return {name: path for name in PAGES if os.path.exists(path := os.path.join(self.local, name))}
 
     def missing(self, step: int | None) -> list[str]:
         """The names at the URL of what `push` has not brought there."""
@@ -235,6 +244,14 @@ def _read(url: str) -> bytes | None:
     if seen.size is None or seen.size > _MAX_TEXT_BYTES:
         raise UserError(f"{url} is damaged: it has {seen.size} bytes, {_MAX_TEXT_BYTES} at most were written.")
     return files.read_bytes(url)
+
+
+def _text(path: str) -> bytes:
+    """The content of a file, or nothing where there is none."""
+    try:
+        return files.read_bytes(path)
+    except MissingError:
+        return b""
 
 
 def _check(url: str, told: tuple[int, str]) -> None:

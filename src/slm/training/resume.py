@@ -13,11 +13,12 @@ from slm.settings import read_table, read_toml
 from slm.storage import checkpoint as tensor_file
 from slm.storage import checkpoint_folder, files
 from slm.training.device import choose_device
+from slm.training.history import has_ended
 
 CONFIG, METRICS, MODEL, CHECKPOINTS = "config.toml", "metrics.jsonl", "model.pt", "checkpoints"
-REPORT, CARD = "report.html", "MODEL_CARD.md"
+PAGES = REPORT, CARD = "report.html", "MODEL_CARD.md"
 STATE, BEST = "training.pt", "best.pt"  # in a checkpoint, beside its own model.pt and metrics.jsonl
-RUN_FILES = (CONFIG, METRICS, MODEL, CHECKPOINTS, REPORT, CARD)
+RUN_FILES = (CONFIG, METRICS, MODEL, CHECKPOINTS, *PAGES)
 
 _OTHER_DIGITS = "from here on, the last digits differ from those of an unbroken run"
 _LONGER = "from here on, the learning rate is that of the longer run"
@@ -75,16 +76,17 @@ class Previous:
     def is_complete(self) -> bool:
         """False where what comes after the last checkpoint is missing, or model.pt is behind it, as after a full disk.
 
-        At a URL model.pt is sent from the checkpoint.
+        At a URL model.pt is sent from the checkpoint, and metrics.jsonl as the last of all.
         """
-        if files.is_remote(self.path):
-            return files.exists(files.join(self.path, REPORT))
-        metrics, model, report = (os.path.join(self.path, name) for name in (METRICS, MODEL, REPORT))
-        told = self.manifest.get("files", {}).get(METRICS, {"size": 0})
-        if not os.path.exists(report) or not os.path.exists(metrics) or os.path.getsize(metrics) <= told["size"]:
+        if self.checkpoint is None or not {METRICS, *PAGES} <= set(files.list_names(self.path)):
+            return False
+        metrics, model = (files.join(self.path, name) for name in (METRICS, MODEL))
+        if not has_ended(files.read_bytes(metrics), files.read_bytes(os.path.join(self.checkpoint, METRICS))):
             return False
         try:
-            return self.best is None or tensor_file.load_file(model)["metrics"]["step"] == self.manifest["best_step"]
+            if self.best is None or files.is_remote(self.path):
+                return True
+            return bool(tensor_file.load_file(model)["metrics"]["step"] == self.manifest["best_step"])
         except (UserError, OSError, LookupError, TypeError):  # it is not there, damaged, or another one
             return False
 
@@ -149,15 +151,18 @@ class Previous:
 
     def _refuse_if_ended(self, *, longer: bool = False) -> None:
         status, total_steps = self.manifest.get("status"), self.manifest.get("total_steps", 0)
-        if status == "finished" and self.step < total_steps:
+        # Made longer before, it may have been stopped before the next step.
+        at_the_end = status == "finished" and not longer and total_steps >= self.resolved.get("max_steps", 0)
+        by_patience = status == "finished" and self.step < total_steps
+        if not (at_the_end or by_patience or status == "diverged") or not self.is_complete():
+            return
+        if by_patience:
             raise UserError(
                 f"{self.path} already holds a run, which its patience ended at step {self.step:,}; it would end there "
                 "with more steps, too. Choose another --model_dir, or add --overwrite, which moves that run aside to "
                 "a folder previous-1 in it."
             )
-        # Made longer before, it may have been stopped before the next step.
-        at_the_end = status == "finished" and not longer and total_steps >= self.resolved.get("max_steps", 0)
-        if at_the_end and self.is_complete():
+        if at_the_end:
             by_time = self.resolved.get("max_minutes") and not self.resolved.get("max_steps")
             further = "Its time is spent" if by_time else "To train it further, raise --epochs or --max_steps"
             raise UserError(
@@ -165,12 +170,11 @@ class Previous:
                 "choose another --model_dir, or add --overwrite, which moves that run aside to a folder previous-1 in "
                 "it."
             )
-        if status == "diverged":
-            raise UserError(
-                f"{self.path} already holds a run, which stopped at step {self.step:,} because its loss was no finite "
-                "number; the same settings would lead there again. Choose other settings and another --model_dir, or "
-                "add --overwrite, which moves that run aside."
-            )
+        raise UserError(
+            f"{self.path} already holds a run, which stopped at step {self.step:,} because its loss was no finite "
+            "number; the same settings would lead there again. Choose other settings and another --model_dir, or "
+            "add --overwrite, which moves that run aside."
+        )
 
     def _refuse_others(self, differences: list[str]) -> None:
         if differences:

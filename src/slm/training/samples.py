@@ -33,7 +33,7 @@ class Samples:
     def due(self, evaluations: int, training_seconds: float) -> bool:
         """Whether it is time for them, after so many evaluations and seconds of training."""
         if self.every is None:
-            return self.seconds <= _SHARE * training_seconds or not self.seconds
+            return self.seconds <= _SHARE * training_seconds
         return self.every > 0 and (evaluations - 1) % self.every == 0
 
     def records(self, step: int) -> list[Record]:

@@ -169,6 +169,8 @@ class RunFolder:
         if self.remote and not self.previous:
             shutil.rmtree(self.local, ignore_errors=True)
         remove_temporary(self.local)
+        for name in resume.PAGES:  # of an earlier end: where they are, what came after the last step is complete
+            files.remove(self._local(name))
         path = self._local(CONFIG)
         config = write_config(asked, resolved, made_with) + (self._claim_line(path) if self.remote else b"")
         if not os.path.exists(path) or files.read_bytes(path) != config:
@@ -327,9 +329,7 @@ class RunFolder:
             if self._committed:
                 newest = f"The same command goes on from step {self._committed[-1]:,}, once there is space."
             self.save_error = f"{self._trouble[what]} {newest}"
-        for what in (
-            sorted({CHECKPOINTS, resume.REPORT, resume.CARD} & self._trouble.keys()) if not self.save_error else ()
-        ):
+        for what in sorted({CHECKPOINTS, *resume.PAGES} & self._trouble.keys()) if not self.save_error else ():
             name = "its last checkpoint" if what == CHECKPOINTS else what
             warnings.warn(f"{self._trouble[what]} The model is saved, {name} is not.", stacklevel=3)
         if self.remote is None:
@@ -338,7 +338,8 @@ class RunFolder:
             if os.path.exists(self._local(MODEL)):
                 self._push(partial(self.remote.push, None, self.keep_last))
         elif self._uploader.finish(patient=not interrupted):
-            self._push(self.remote.push_last)
+            if not self.save_error:
+                self._push(self.remote.push_last)
         else:
             self.upload_error = str(self._uploader.error or self._uploader.refusal)
         if self.upload_error:

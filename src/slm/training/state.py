@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from slm.training.loop import Trainer
 
 _COUNTS = ("step", "tokens_seen")
-_WATCHED = ("bad_steps", "skipped_steps", "clipped_steps")
+_LATER = ("clipped_steps",)  # which the first versions of slm did not count
+_WATCHED = ("bad_steps", "skipped_steps", *_LATER)
 _MOMENTS = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})  # that AdamW or Muon keeps of a parameter
 
 
@@ -50,6 +51,7 @@ def checkpoint_of(trainer: Trainer, weights: Mapping[str, Tensor]) -> tuple[dict
     choices["compile"] = "on" if machine.compile else "off"
     choices["micro_batch_size"] = trainer.micro_batch_size
     about = {"status": trainer.status, "total_steps": trainer.total_steps, "choices": choices}
+    about["message"] = trainer.history.message
     about["seconds_left"] = trainer.deadline.left() if trainer.deadline else None
     return contents, {**about, "best_step": best["step"] if best else None}
 
@@ -58,12 +60,13 @@ def restore(trainer: Trainer) -> None:
     """Brings a trainer to the state of the checkpoint that its folder goes on from, if there is one."""
     folder = trainer.folder
     saved = folder.previous.checkpoint if folder and folder.previous else None
-    if folder is None or saved is None:
+    if folder is None or folder.previous is None or saved is None:
         return
     state, packed = (checkpoint.load_file(files.join(saved, name)) for name in (STATE, MODEL))
+    state = {**dict.fromkeys(_LATER, 0), **state}
     history, device = trainer.history, trainer.machine.device
     try:
-        _check(state, folder.previous.step if folder.previous else 0)
+        _check(state, folder.previous.step)
         trainer.model.load_state_dict(packed["model"])
         _restore_moments(trainer.optimizer, **state["optimizer"])
         if state["scaler"]:  # empty in another precision
@@ -75,12 +78,15 @@ def restore(trainer: Trainer) -> None:
             setattr(trainer.watch, name, state[name])
         trainer.watch.losses, trainer.evaluation_is_due = list(state["losses"]), bool(state["evaluation_is_due"])
         trainer.clock = Clock(state["elapsed_seconds"], trainer.tokens_seen)
+        if folder.previous.manifest.get("status") == "diverged":  # only what comes after its last step is missing
+            history.status = "diverged"
+        history.message = str(folder.previous.manifest.get("message", ""))
         history.best, history.records = state["best"], folder.records()
         history.resumed_from = trainer.step
         if trainer.deadline:
             trainer.deadline = Deadline(*state["deadline_seconds"])
             for record in history.records:
-                if "decay_steps" in record:
+                if "max_steps" in record:
                     trainer.take_decision(record)
         if history.best:
             best = packed if trainer.is_best else checkpoint.load_file(files.join(saved, BEST))

@@ -118,9 +118,13 @@ def choose(seconds: dict[Choice, float]) -> tuple[Choice, str]:
         words.append(f"bf16 is {gain:.1f} times as fast as fp32 here{beside}")
     others = [choice for choice in seconds if choice.precision == chosen.precision]
     if len(others) > 1:
-        told = ", ".join(f"{1000 * seconds[one]:.3g} ms with {one.threads}" for one in sorted(others))
+        told = ", ".join(f"{_milliseconds(seconds[one])} ms with {one.threads}" for one in sorted(others))
         words.append(f"a step takes {told}")
     return chosen, "; ".join(words)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:,.0f}" if seconds >= 1 else f"{1000 * seconds:.3g}"
 
 
 def _fastest(seconds: dict[Choice, float], precision: str) -> Choice | None:

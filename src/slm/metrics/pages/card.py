@@ -24,13 +24,18 @@ def model_card(run: Recorded) -> str:
         "## How to use it",
         f"```python\n{how_to_load('path/to/this/folder')}\n```",
         "## Training text",
-        _rows(words.facts(run)) or "Token ids or datasets given in Python.",
+        _rows([(name, _without_folders(told, run)) for name, told in words.facts(run)])
+        or "Token ids or datasets given in Python.",
         "## Results",
         _results(run),
         words.compared(run),
         "## Training",
         _rows(
-            [(setting, str(run.resolved[setting])) for setting in _SETTINGS if run.resolved.get(setting) is not None]
+            [
+                (setting, _without_folders(str(run.resolved[setting]), run))
+                for setting in _SETTINGS
+                if run.resolved.get(setting) is not None
+            ]
         ),
         _rows(
             [(what, str(run.made_with[what])) for what in ("hardware", "torch", "platform") if what in run.made_with]
@@ -68,7 +73,7 @@ def _head(run: Recorded) -> str:
     """The YAML between two lines of dashes. JSON's strings, lists and numbers are YAML's, too."""
     lines = ["---", "library_name: slm", "pipeline_tag: text-generation", "tags:", "- slm", "- text-generation"]
     if metrics := _metrics(run):
-        text = ", ".join(os.path.basename(name) for name in str(run.made_with.get("data_name", "text")).split(", "))
+        text = _without_folders(str(run.made_with.get("data_name", "text")), run)
         lines += [
             "model-index:",
             f"- name: {_yaml(run.title)}",
@@ -81,7 +86,7 @@ def _head(run: Recorded) -> str:
             "    metrics:",
         ]
         for kind, value in metrics:
-            lines += [f"    - type: {kind}", f"      value: {value}"]
+            lines += [f"    - type: {kind}", f"      value: {value:.6f}"]  # YAML reads 1e-05 as text
     return "\n".join([*lines, "---"])
 
 
@@ -90,11 +95,12 @@ def _metrics(run: Recorded) -> list[tuple[str, float]]:
     names = {"loss": "val_loss", "perplexity": "val_perplexity", "bits_per_byte": "val_bits_per_byte"}
     names["accuracy"] = "val_accuracy"
     found = [(kind, best.get(name)) for kind, name in names.items()]
-    return [(kind, round(value, 6)) for kind, value in found if value is not None and math.isfinite(value)]
+    return [(kind, value) for kind, value in found if value is not None and math.isfinite(value)]
 
 
 def _yaml(text: str) -> str:
-    return json.dumps(text)
+    # JSON writes a letter such as an emoji in two halves, which YAML does not join.
+    return json.dumps(_printable(text), ensure_ascii=False)
 
 
 def _results(run: Recorded) -> str:
@@ -119,5 +125,22 @@ def _rows(rows: list[tuple[str, str]]) -> str:
 
 def _plain(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
-    line = " ".join("".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in text).split())
-    return "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in line)
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|#&~$" else c for c in _printable(text))
+
+
+def _printable(text: str) -> str:
+    """On one line, without characters that control what comes after them."""
+    return " ".join("".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in text).split())
+
+
+def _without_folders(text: str, run: Recorded) -> str:
+    """Without the folders of this machine in which the text and the tokenizer lie."""
+    named = [run.resolved.get(name) for name in ("data", "val_data", "tokenizer")]
+    paths = [path for one in named for path in ([one] if isinstance(one, str) else one or ())]
+    paths = sorted(filter(os.path.isabs, paths), key=len, reverse=True)
+    for path in paths:
+        folder, name = os.path.split(path)
+        text = text.replace(path, name).replace(os.path.join(folder, ""), "" if len(folder) > 1 else folder)
+        for cut in range(1, len(folder) + 1):  # of a long name only its end is told
+            text = text.replace(f"...{path[cut:]}", name)
+    return text

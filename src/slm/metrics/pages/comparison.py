@@ -11,6 +11,7 @@ from slm.config import FIELDS
 from slm.metrics.diagnosis import diagnose
 from slm.metrics.pages import words
 from slm.metrics.pages.charts import Line, line_chart
+from slm.metrics.pages.charts import number as chart_number
 from slm.metrics.pages.page import escaped, page, table
 from slm.metrics.recorded import Recorded, curve
 
@@ -58,36 +59,48 @@ def comparison_page(runs: Sequence[Recorded], verdicts: Sequence[str]) -> str:
 
 
 def _results(named: Sequence[tuple[str, Recorded]], best: Recorded | None) -> str:
-    rows, ours = [], None
-    for number, (letter, run) in enumerate(named):
+    rows = []
+    for letter, run in named:
         config, found = run.model_config, run.best or {}
         bits = found.get("val_bits_per_byte")
         rows.append(
             [
                 escaped(letter + (" (lowest val_loss)" if run is best and run.best else "")),
-                f"{config.num_parameters:,}" if config else "",
+                f"{config.num_parameters:,}" if config else "-",
                 f"{run.step:,}",
                 escaped(words.minutes(run.seconds)),
-                f"{found['val_loss']:.4f}" if found else "none",
-                f"{bits:.4f}" if bits is not None else "",
-                f"{100 * found['val_accuracy']:.2f} %" if found else "",
+                words.measure(found["val_loss"], 4) if found else "none",
+                "-" if bits is None else words.measure(bits, 4),
+                f"{100 * found['val_accuracy']:.2f} %" if found else "-",
             ]
         )
-        ours = number if run is best else ours
     header = ("run", "parameters", "steps", "training", "best val_loss", "bits per byte", "accuracy")
-    told = "Each on its own validation text"
-    told += ". " if best else ", and those differ: these numbers do not compare, only the verdicts above do. "
-    told += "With different tokenizers bits per byte alone compare."
+    told = "All on the same validation text, as far as each training read it. "
+    if best is None:
+        told = "Their validation texts differ, so these numbers do not compare; only the verdicts above do. "
+    elif counting := best.best_counting:
+        score, bits = words.measure(counting["loss"], 4), counting["bits_per_byte"]
+        shown = "-" if bits is None else words.measure(bits, 4)
+        rows.append([escaped(f"{counting['name']}, which only counts"), "-", "-", "-", score, shown, "-"])
+    told += "Of models with different tokenizers only bits per byte compare."
+    ours = next((number for number, (_, run) in enumerate(named) if run is best and run.best), None)
     return table(header, rows, caption=told, numbers=range(1, 7), ours=ours)
 
 
 def _chart(named: Sequence[tuple[str, Recorded]], title: str, y: str, x: str, y_label: str) -> str:
     lines = []
+    is_loss = y != "lr"
     for number, (letter, run) in enumerate(named):
-        records = run.logs if y == "lr" else run.evaluations
-        lines.append(Line(letter, curve(records, y, x), dots=y != "lr", series=number + 1))
+        points = curve(run.evaluations if is_loss else run.logs, y, x)
+        lowest = min((point for point in points if point[1] == point[1]), key=lambda point: point[1], default=None)
+        told = f"best {chart_number(lowest[1])}" if lowest and is_loss else ""
+        ring = lowest if is_loss else None
+        lines.append(Line(letter, points, dots=is_loss, series=number + 1, told=told, ring=ring))
     x_label = "step" if x == "step" else "seconds of training"
-    return line_chart(title, lines, x_label=x_label, y_label=y_label, from_zero=y == "lr")
+    note = "A ring marks the best, which was kept." if is_loss else ""
+    return line_chart(
+        title, lines, x_label=x_label, y_label=y_label, note=note, from_zero=not is_loss, may_be_log=is_loss
+    )
 
 
 def _differences(runs: Sequence[Recorded]) -> list[list[str]]:
@@ -115,10 +128,7 @@ def _findings(letter: str, run: Recorded) -> str:
     found = diagnose(run)
     if not found:
         return f"<p><b>{letter}</b>: no trouble was found.</p>"
-    return "".join(
-        f"<p><b>{letter}</b>: {escaped(one.title)}. {escaped(one.advice)} <code>{escaped(one.flag)}</code></p>"
-        for one in found
-    )
+    return "".join(f"<p><b>{letter}</b>: {escaped(one.title)}. {escaped(one.told)}</p>" for one in found)
 
 
 def _sample(letter: str, run: Recorded) -> str:

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Sequence
 MARKER = "<!-- A page of slm. -->"  # ends the first line of every page; a file without it is never overwritten
 _DARK = """
   --ink: #e7e9ec; --soft: #a9b1bb; --line: #3a414b; --paper: #16191d; --panel: #1f2429; --accent: #7fb4ff;
-  --good: #6fd39b; --bad: #ff9d8a; --heat: 127, 180, 255;
+  --good: #6fd39b; --bad: #ff9d8a; --heat: 127, 180, 255; --sure: 111, 211, 155;
   --series-1: #7fb4ff; --series-2: #ffb066; --series-3: #6fd39b; --series-4: #d6a1f5; --series-5: #ff9d8a;
   --series-6: #d8cf6a;
   color-scheme: dark;
 """
 _LIGHT = """
   --ink: #1b1f24; --soft: #57606a; --line: #d5dae0; --paper: #ffffff; --panel: #f5f7f9; --accent: #1a5fb4;
-  --good: #186a3b; --bad: #a8281a; --heat: 26, 95, 180;
+  --good: #186a3b; --bad: #a8281a; --heat: 26, 95, 180; --sure: 24, 106, 59;
   --series-1: #1a5fb4; --series-2: #a34b00; --series-3: #186a3b; --series-4: #7b3aa0; --series-5: #a8281a;
   --series-6: #6b6100;
   color-scheme: light;
@@ -39,20 +39,23 @@ STYLE = f"""
   margin: .7rem 0; }}
 .slm .finding {{ border-left: .3rem solid var(--bad); }}
 .slm .finding.good {{ border-left-color: var(--good); }}
+.slm .finding.room {{ border-left-color: var(--accent); }}
 .slm .finding p {{ margin: .2rem 0; }}
 .slm .tiles {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(8.6rem, 1fr)); gap: .7rem;
   margin: 1rem 0; }}
 .slm .tile {{ background: var(--panel); border: 1px solid var(--line); border-radius: .5rem; padding: .6rem .9rem; }}
-.slm .tile b {{ display: block; font-size: 1.45rem; font-weight: 600; }}
+.slm .tile b {{ display: block; font-size: 1.4rem; font-weight: 600; overflow-wrap: anywhere; }}
 .slm .tile span {{ color: var(--soft); font-size: .85rem; display: block; }}
 .slm .wide {{ overflow-x: auto; }}
 .slm table {{ border-collapse: collapse; margin: .5rem 0; font-size: .92rem; font-variant-numeric: tabular-nums; }}
-.slm caption {{ text-align: left; color: var(--soft); padding-bottom: .3rem; }}
+.slm table.roomy {{ min-width: 38rem; }}
+.slm .wide:focus-visible {{ outline: 2px solid var(--accent); }}
 .slm th, .slm td {{ text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; background: none; color: inherit; }}
 .slm th {{ font-weight: 600; }}
+.slm tbody th {{ font-weight: 400; }}
 .slm td.number, .slm th.number {{ text-align: right; white-space: nowrap; }}
-.slm tr.ours {{ font-weight: 700; }}
+.slm tr.ours > * {{ font-weight: 700; }}
 .slm pre, .slm code {{ font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
   font-size: .88em; background: none; color: inherit; }}
 .slm p code {{ white-space: nowrap; }}
@@ -60,9 +63,10 @@ STYLE = f"""
   white-space: pre-wrap; overflow-wrap: anywhere; margin: .5rem 0; max-width: 100%; }}
 .slm .prompt {{ color: var(--accent); font-weight: 600; }}
 .slm details > summary {{ cursor: pointer; color: var(--accent); margin: .4rem 0; }}
-.slm .charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1.2rem; }}
+.slm .charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr));
+  gap: 1.4rem 1.2rem; align-items: end; }}
 .slm figure.chart {{ margin: .4rem 0; max-width: 42rem; }}
-.slm figure.chart svg {{ width: 100%; height: auto; display: block; overflow: visible; }}
+.slm figure.chart > svg {{ width: 100%; height: auto; display: block; overflow: visible; }}
 .slm figure.chart figcaption {{ font-weight: 600; margin-bottom: .2rem; }}
 .slm figure.chart figcaption small {{ font-weight: 400; display: block; }}
 .slm svg text {{ fill: var(--soft); font-size: 12px; }}
@@ -70,7 +74,7 @@ STYLE = f"""
 .slm svg .grid {{ stroke: var(--line); stroke-width: 1; }}
 .slm svg .mark {{ stroke: var(--soft); stroke-width: 1; stroke-dasharray: 2 3; }}
 .slm svg .curve {{ fill: none; stroke-width: 2; stroke-linejoin: round; }}
-.slm svg .faint {{ stroke-width: 1; opacity: .35; }}
+.slm svg .faint {{ stroke-width: 1; opacity: .55; }}
 """
 _PAGE_STYLE = """
 body { margin: 0; }
@@ -111,20 +115,30 @@ def table(
     numbers: Sequence[int] = (),
     ours: int | None = None,
 ) -> str:
-    """A table of cells of HTML. numbers: columns that hold numbers. ours: the row to point out, which is bold."""
+    """A table of cells of HTML, each row named by its first cell; on a narrow screen it moves sideways.
 
-    def cell(tag: str, column: int, content: str) -> str:
+    numbers: columns that hold numbers. ours: the row to point out, which is bold.
+    """
+
+    def cell(tag: str, column: int, content: str, scope: str = "") -> str:
         kind = ' class="number"' if column in numbers else ""
-        scope = ' scope="col"' if tag == "th" else ""
         return f"<{tag}{scope}{kind}>{content}</{tag}>"
 
     lines = []
     for number, row in enumerate(rows):
         kind = ' class="ours"' if number == ours else ""
-        lines.append(f"<tr{kind}>" + "".join(cell("td", i, content) for i, content in enumerate(row)) + "</tr>")
-    head = "<tr>" + "".join(cell("th", i, escaped(name)) for i, name in enumerate(header)) + "</tr>" if header else ""
-    told = f"<caption>{escaped(caption)}</caption>" if caption else ""
-    return f'<div class="wide"><table>{told}<thead>{head}</thead><tbody>{"".join(lines)}</tbody></table></div>'
+        first, *others = row
+        cells = cell("th", 0, first, ' scope="row"') + "".join(cell("td", i, one) for i, one in enumerate(others, 1))
+        lines.append(f"<tr{kind}>{cells}</tr>")
+    names = "".join(cell("th", i, escaped(name), ' scope="col"') for i, name in enumerate(header))
+    head = f"<thead><tr>{names}</tr></thead>" if header else ""
+    told = f'<p class="soft">{escaped(caption)}</p>' if caption else ""
+    size = " roomy" if len(header) > 3 else ""
+    label = f' aria-label="{escaped(caption or ", ".join(header))}"' if header else ""
+    return (
+        f'{told}<div class="wide"{f""" tabindex="0" role="region"{label}""" if header else ""}>'
+        f'<table class="table{size}"{label}>{head}<tbody>{"".join(lines)}</tbody></table></div>'
+    )
 
 
 def details(summary: str, body: str, *, is_open: bool = False) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 import time
 
 from slm.config import FIELDS, RunOptions
@@ -24,6 +25,9 @@ _FROM = {  # a layer of settings, in words
 }
 
 
+_FINE = '<div class="panel finding good"><p>No trouble was found in these curves.</p></div>'
+
+
 def report_page(run: Recorded) -> str:
     """The page, as HTML."""
     findings = diagnose(run)
@@ -33,14 +37,14 @@ def report_page(run: Recorded) -> str:
         _answers(run, findings),
         _tiles(run),
         "<h2>What the curves say</h2>",
+        "" if any(one.is_trouble for one in findings) else _FINE,
         *map(_finding, findings),
-        "" if findings else '<div class="panel finding good"><p>No trouble was found in these curves.</p></div>',
         "<h2>Curves</h2>",
         curves(run),
         _yardsticks(run),
         _samples(run),
         "<h2>What was trained on what</h2>",
-        table((), [(escaped(name), escaped(told)) for name, told in (*words.facts(run), *_model(run))]),
+        _facts(run),
         _modules(run),
         "<h2>Settings</h2>",
         _settings(run),
@@ -68,34 +72,34 @@ def _answers(run: Recorded, findings: list[Finding]) -> str:
     """The three questions that a reader has."""
     _, learned = words.learned(run)
     advice = findings[0] if findings else next_step(run)
-    rows = [
-        ("Did it learn?", escaped(learned)),
-        ("How good is it?", escaped(words.compared(run))),
-        ("What next?", f"{escaped(advice.advice)} <code>{escaped(advice.flag)}</code>"),
-    ]
-    return '<div class="panel">' + "".join(f"<p><b>{question}</b> {answer}</p>" for question, answer in rows) + "</div>"
+    rows = [("Did it learn?", learned), ("How good is it?", words.compared(run)), ("What next?", advice.advice)]
+    answers = "".join(f"<p><b>{question}</b> {escaped(answer)}</p>" for question, answer in rows)
+    return f'<div class="panel">{answers}<pre>{escaped(words.command(run, advice.flag))}</pre></div>'
 
 
 def _tiles(run: Recorded) -> str:
     best = run.best
     if best is None:
         return ""
-    tiles = [(f"{best['val_loss']:.3f}", "val_loss, nats per token")]
+    tiles = [(words.measure(best["val_loss"]), "val_loss, nats per token")]
     if "val_bits_per_byte" in best:
-        tiles.append((f"{best['val_bits_per_byte']:.3f}", "bits per byte"))
+        tiles.append((words.measure(best["val_bits_per_byte"]), "bits per byte"))
     tiles += [
         (f"{100 * best['val_accuracy']:.1f} %", "accuracy of the next token"),
-        (f"{best['val_perplexity']:,.2f}", "perplexity"),
+        (words.measure(best["val_perplexity"], 2), "perplexity"),
         (f"{best['step']:,}", "step of the kept weights, the best"),
-        (words.minutes(run.seconds), "of training"),
+        (f"{run.seconds:,.0f} s" if run.seconds < 100 else f"{run.seconds / 60:,.1f} min", "of training"),
     ]
     shown = "".join(f'<div class="tile"><b>{escaped(n)}</b><span>{escaped(told)}</span></div>' for n, told in tiles)
     return f'<div class="tiles">{shown}</div>'
 
 
 def _finding(found: Finding) -> str:
+    kind = "" if found.is_trouble else " room"
+    name = "Trouble: " if found.is_trouble else "Room to learn more: "
     return (
-        f'<div class="panel finding"><p><b>{escaped(found.title)}.</b> {escaped(found.told)}</p>'
+        f'<div class="panel finding{kind}"><p><b>{name}{escaped(found.title[0].lower() + found.title[1:])}.</b> '
+        f"{escaped(found.told)}</p>"
         f"<p>{escaped(found.advice)} <code>{escaped(found.flag)}</code></p></div>"
     )
 
@@ -114,29 +118,34 @@ def curves(run: Recorded) -> str:
         lines,
         x_label="step",
         y_label="nats per token",
-        note="Lower is better. The train loss is smoothed; pale: as it was.",
+        note="Lower is better. The train loss is a mean of steps before, so it lags while it falls. Pale: as it was.",
         marks=[(best["step"], "best, kept")] if best and len(run.evaluations) > 1 else (),
+        may_be_log=True,
     )
     limit = run.resolved.get("max_grad_norm") or 0
-    clipped = f"Beyond {limit:g} it is cut down to it ({_clipped(run)})." if limit else ""
+    clipped = (
+        f"Beyond {limit:g} it is cut down to it, as in {_clipped(run)}; some of that is normal."
+        if limit
+        else "It had no limit."
+    )
     speed = curve(run.logs, "tokens_per_second")
     mfu = [y for _, y in curve(run.logs, "mfu") if math.isfinite(y)]
     share = f"Share of this machine's peak: {100 * sorted(mfu)[len(mfu) // 2]:.0f} % (median)." if mfu else ""
-    small = [
+    others = [
         line_chart(
             "Learning rate", [Line("lr", curve(run.logs, "lr"))], x_label="step", y_label="", from_zero=True,
             note="How far a step moves the parameters.",
         ),
         line_chart(
             "Gradient norm", [Line("norm", curve(run.logs, "grad_norm"))], x_label="step", y_label="", from_zero=True,
-            note=f"How strongly a batch pulls. {clipped}",
+            note=f"How strongly a batch pulls. {clipped}", may_be_log=True,
         ),
         line_chart(
             "Speed", [Line("tokens/s", speed)], x_label="step", y_label="", from_zero=True,
             note=f"Tokens per second of training. {share}",
         ),
     ]  # fmt: skip
-    return f'{loss}<div class="charts">{"".join(small)}</div>{_evaluations(run)}'
+    return f'<div class="charts">{loss}{"".join(others)}</div>{_evaluations(run)}'
 
 
 def _clipped(run: Recorded) -> str:
@@ -153,10 +162,11 @@ def _evaluations(run: Recorded) -> str:
     every = -(-len(run.evaluations) // _ROWS_SHOWN) or 1
     chosen = [one for n, one in enumerate(reversed(run.evaluations)) if n % every == 0 or one is run.best][::-1]
     for number, record in enumerate(chosen):
-        row = [f"{record['step']:,}", str(record["epoch"]), f"{record['val_loss']:.4f}"]
-        row += [f"{record['val_perplexity']:,.2f}", f"{100 * record['val_accuracy']:.2f} %"]
+        mark = " (best)" if record is run.best else ""
+        row = [f"{record['step']:,}{mark}", str(record["epoch"]), words.measure(record["val_loss"], 4)]
+        row += [words.measure(record["val_perplexity"], 2), f"{100 * record['val_accuracy']:.2f} %"]
         if in_bits:
-            row.append(f"{record.get('val_bits_per_byte', math.nan):.4f}")
+            row.append(words.measure(record.get("val_bits_per_byte", math.nan), 4))
         rows.append(row)
         ours = number if record is run.best else ours
     numbers = tuple(range(len(header)))
@@ -177,7 +187,7 @@ def _yardsticks(run: Recorded) -> str:
         told = "what was trained here" if ours else words.predictor_in_words(one["name"])
         told += f" ({one['told']})" if one["told"] else ""
         numbers = [
-            "" if one[key] is None else f"{scale * one[key]:,.{digits}f}{unit}"
+            "-" if one[key] is None else words.measure(scale * one[key], digits, unit)
             for _, key, scale, digits, unit in columns
         ]
         rows.append([escaped(one["name"]) + (" (kept)" if ours else ""), *numbers, escaped(told)])
@@ -186,7 +196,8 @@ def _yardsticks(run: Recorded) -> str:
     shown = table(
         header,
         rows,
-        caption="On the same validation text, worst first; lower bits per byte and loss are better.",
+        caption="On the same validation text, worst first; lower bits per byte and loss are better. What has no "
+        "number there knows no tokens, or names no likeliest one.",
         numbers=range(1, len(columns) + 1),
         ours=place,
     )
@@ -207,17 +218,24 @@ def _samples(run: Recorded) -> str:
             '<span class="prompt">in colour and bold</span>; the model wrote the rest.</p>'
         )
     for number, records in enumerate(fixed.values()):
-        last = len(records) - 1
-        chosen = sorted({round(last * i / max(_SAMPLES_SHOWN - 1, 1)) for i in range(_SAMPLES_SHOWN)})
+        last, kept = len(records) - 1, run.best["step"] if run.best else -1
+        chosen = {round(last * i / max(_SAMPLES_SHOWN - 1, 1)) for i in range(_SAMPLES_SHOWN)}
+        chosen |= {i for i, record in enumerate(records) if record["step"] == kept}
         shown = []
-        for record in (records[i] for i in chosen):
-            loss = f", val_loss {losses[record['step']]:.3f}" if record["step"] in losses else ""
+        for record in (records[i] for i in sorted(chosen)):
+            loss = f", val_loss {words.measure(losses[record['step']])}" if record["step"] in losses else ""
+            loss += ", the best, kept" if record["step"] == kept else ""
             shown.append(f"<h3>step {record['step']:,}{loss}</h3>{_written(record['prompt'], record['sample'])}")
         parts.append(details(f"Beginning {number + 1}", "".join(shown), is_open=number == 0))
     for record in by_prompt.get("", [])[-1:]:
         parts.append(f"<h3>The kept model (step {record['step']:,}), from nothing</h3>")
         parts.append(_written("", record["sample"]))
     return "".join(parts)
+
+
+def _facts(run: Recorded) -> str:
+    rows = [(escaped(name), escaped(told)) for name, told in (*words.facts(run), *_model(run))]
+    return table((), rows) if rows else "<p>A model and datasets that were given in Python.</p>"
 
 
 def _written(prompt: str, text: str) -> str:
@@ -280,6 +298,6 @@ def how_to_load(folder: str) -> str:
         "run.plot()                       # the curves\n"
         'slm.explain(run, "Once upon")    # what it expects at each token, and what it looks at\n\n'
         "# from a shell:\n"
-        f'#   slm-generate --model_dir {folder} --prompt "Once"\n'
-        f"#   slm-evaluate --model_dir {folder}"
+        f'#   slm-generate --model_dir {shlex.quote(folder)} --prompt "Once"\n'
+        f"#   slm-evaluate --model_dir {shlex.quote(folder)}"
     )

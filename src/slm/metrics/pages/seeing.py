@@ -7,7 +7,8 @@ SHADES = (0.0, 0.09, 0.18, 0.27, 0.36, 0.45)
 
 _MONO = 'ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace'
 _SHADES = "\n".join(
-    f".slm .t.s{number}, .slm .lens .p{len(SHADES) - 1 - number} {{ background: rgba(var(--heat), {alpha}); }}"
+    f".slm .t.s{number} {{ background: rgba(var(--heat), {alpha}); }}\n"
+    f".slm .lens .p{len(SHADES) - 1 - number} {{ background: rgba(var(--sure), {alpha}); }}"
     for number, alpha in enumerate(SHADES)
 )
 STYLE = f"""

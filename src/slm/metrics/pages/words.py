@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 
-from slm.metrics.recorded import THIS_MODEL, Record, Recorded
+from slm.metrics.recorded import THIS_MODEL, THIS_RUN, Record, Recorded
 
 WORDS = {
     "token": "A piece of text: a word, part of a word, or a character. The model reads and writes tokens.",
@@ -24,6 +25,18 @@ WORDS = {
     "learning rate": "How far one step moves the parameters.",
     "gradient norm": "How strongly one batch pulls at the parameters. Pulls beyond the limit are cut down to it "
     "(clipped).",
+    "nat": "The unit of surprise. A chance of 1 in 2 surprises by 0.69 nats, which is 1 bit; 1 in 100 by 4.6 nats.",
+    "batch, epoch": "A batch is the text that one step looks at. An epoch is one reading of the whole training text.",
+    "overfitting": "Learning the training text by heart: the train loss falls on, the val_loss rises.",
+    "dropout": "In training, some of the numbers inside the model are set to 0 at random, so that it cannot rely on "
+    "any one of them. It makes learning by heart harder, and learning slower.",
+    "fp32, bf16, fp16": "The format of the numbers in products of matrices: 32 bits each, or 16, which is faster.",
+    "peak": "What this machine can do at most, measured before the first step on products of matrices alone.",
+    "Kneser-Ney n-gram": "It counts which tokens followed the last few tokens, and mixes the counts of longer and "
+    "shorter beginnings: the best way to predict text from before neural networks.",
+    "entropy": "The surprise that is left to somebody who knows exactly how a text is made.",
+    "+-": "The standard error: how far chance in the choice of the text may have moved a number. Differences of more "
+    "than two standard errors are called better or worse, others are left open.",
     "yardstick": "A simple way to predict text, without any training of a network, on the same validation text. A "
     "model worth its time beats those that count.",
 }
@@ -49,6 +62,13 @@ def minutes(seconds: float) -> str:
     return f"{seconds / 60:.1f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
 
 
+def measure(value: float, digits: int = 3, unit: str = "") -> str:
+    """A loss or the like: 2.046; 35,880 where it is large; "infinite" where it is no finite number."""
+    if not math.isfinite(value):
+        return "infinite"
+    return f"{value:,.{0 if abs(value) >= 1000 else digits}f}{unit}"
+
+
 def size(num_bytes: float) -> str:
     """A size: 350 bytes, 1.1 MB."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
@@ -68,16 +88,16 @@ def learned(run: Recorded) -> tuple[bool, str]:
     if best is None:
         return False, "No: no evaluation gave a finite loss, so no model was kept."
     if run.made_with.get("data_name") == "dummy":
-        return False, f"No, and it cannot: the dummy text is random tokens. Its loss is {best['val_loss']:.3f}."
+        return False, f"No, and it cannot: the dummy text is random tokens. Its loss is {measure(best['val_loss'])}."
     unigram = next((one for one in run.yardsticks if one["name"] == "unigram"), None)
     chance = math.log(vocab_size) if vocab_size else None
     hits = f"Its first guess is right for {100 * best['val_accuracy']:.1f} % of the tokens."
-    now = f"a validation loss of {best['val_loss']:.3f}"
+    now = f"a validation loss of {measure(best['val_loss'])}"
     if chance is None:
         return True, f"It reached {now}. {hits}"
-    start = f"guessing blindly among its {vocab_size:,} tokens would give {chance:.3f}"
+    start = f"guessing blindly among its {vocab_size:,} tokens would give {measure(chance)}"
     if best["val_loss"] > 0.98 * chance:
-        return False, f"No: it ended at {now}, and {start}."
+        return False, f"No: its best evaluation, at step {best['step']:,}, gave {now}, and {start}."
     if unigram and best["val_loss"] > unigram["loss"]:
         return False, f"Hardly: it reached {now}. Knowing only how frequent each token is gives {unigram['loss']:.3f}."
     return True, f"Yes: it reached {now}; {start}. {hits}"
@@ -91,12 +111,13 @@ def compared(run: Recorded) -> str:
         return f"There are no yardsticks: {why}." if run.best else "There is no model to compare."
     model = next(one for one in run.ranked if one["name"] == THIS_MODEL)
     unit = "nats per token" if model["bits_per_byte"] is None else "bits per byte"
-    numbers = f"{model['score']:.3f} {unit} against {best['score']:.3f}, and lower is better"
-    told = f"{_which(best['name'])} ({predictor_in_words(best['name'])})"
+    numbers = f"{measure(model['score'])} {unit} against {measure(best['score'])}; lower is better"
+    of = f"; {best['told']}" if best["told"] else ""
+    told = f"{_which(best['name'])} ({predictor_in_words(best['name'])}{of})"
     if model["score"] < best["score"]:
-        text = f"Better than {told}, the best of the simple predictors: {numbers}."
+        text = f"Better than {told}, the best of the predictors that only count: {numbers}."
     else:
-        text = f"Not better than {told}: {numbers}."
+        text = f"Not yet worth its training: it is not better than {told}: {numbers}."
     if limit := next((one for one in run.ranked if one["name"] == "entropy of the source"), None):
         text += f" The best possible, on average, is {limit['score']:.3f}."
     return text
@@ -106,12 +127,42 @@ def _which(name: str) -> str:
     return f"a {name} model" if name[0].isupper() or name == "unigram" else "chance" if name == "uniform" else name
 
 
+def command(run: Recorded, flag: str) -> str:
+    """What to type for a new run like this one, but for a flag such as "--dropout 0.2"."""
+    name, *values = shlex.split(flag)
+    name = name.removeprefix("--")
+    asked = {**run.asked, name: values}
+    if name == "resume":
+        asked["model_dir"] = run.name
+    elif run.name != THIS_RUN:
+        asked["model_dir"] = f"{run.name.rstrip('/')}-2" if run.name.strip("./") else "runs/next"
+    if "data" not in asked and run.made_with.get("data_name") != "dummy":  # it was given in Python
+        settings = [f"{name}={_in_python(value)}" for name, value in asked.items()]
+        return f"slm.train(your_data, {', '.join(settings)})"
+    parts = ["slm-train"]
+    for name, value in asked.items():
+        several = value if isinstance(value, list | tuple) else [value]
+        switch = {True: f"--{name}", False: f"--no_{name}"}
+        parts += [switch[value]] if isinstance(value, bool) else [f"--{name}", *map(str, several)]
+    return shlex.join(parts)
+
+
+def _in_python(value: object) -> str:
+    """A value of a setting, of which those that stand behind a flag are texts."""
+    if isinstance(value, list) and len(value) == 1:
+        try:
+            return str(float(value[0]) if "." in value[0] or "e" in value[0] else int(value[0]))
+        except ValueError:
+            return repr(value[0])
+    return repr(value)
+
+
 def facts(run: Recorded) -> list[tuple[str, str]]:
     """The text that was learned, in rows."""
     made = run.made_with
     rows = [("text", str(made["data_name"]))] if "data_name" in made else []
     rows += [("", str(line)) for line in made.get("found", ())]
-    if made.get("text_bytes"):
+    if made.get("text_bytes") and not made.get("found"):
         rows.append(("size", size(made["text_bytes"])))
     if "train_tokens" in made:
         rows.append(("training text", f"{made['train_tokens']:,} tokens" + _passes(run.passes)))
@@ -120,7 +171,8 @@ def facts(run: Recorded) -> list[tuple[str, str]]:
 
 
 def _passes(passes: float | None) -> str:
-    return "" if not passes else f", read {passes:.3g} times" if passes != 1 else ", read once"
+    times = f"{passes:.3g}" if passes else ""
+    return "" if not times else ", read once" if times == "1" else f", read {times} times"
 
 
 def ended(run: Recorded) -> str:
