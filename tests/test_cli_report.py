@@ -87,14 +87,21 @@ def as_made(made: Path, name: str, page: str) -> str:
 def test_the_pages_of_a_run_are_written_anew_as_they_were(
     capsys: pytest.CaptureFixture[str], made: Path, arguments: tuple[str, ...]
 ) -> None:
-    for name in PAGES:
-        Path("a", name).write_text("old")
+    Path("a", "report.html").write_text("old")
+    card = Path("a", "MODEL_CARD.md")
+    card.write_text("old\n" + card.read_text(encoding="utf-8").splitlines()[-1])
     before = contents(Path())
     assert told(capsys, *arguments) == [files.join("a", name) for name in PAGES]
     after = contents(Path())
     assert {name for name in after if after[name] != before.get(name)} == {str(Path("a", name)) for name in PAGES}
     for name in PAGES:
         assert Path("a", name).read_text(encoding="utf-8") == as_made(made, "a", name)
+
+
+def test_a_card_that_somebody_edited_stays(capsys: pytest.CaptureFixture[str], made: Path) -> None:
+    Path("a", "MODEL_CARD.md").write_text("mine")
+    assert told(capsys, "a") == [files.join("a", "report.html")]
+    assert Path("a", "MODEL_CARD.md").read_text() == "mine"
 
 
 def test_the_folder_we_are_in_is_the_default(

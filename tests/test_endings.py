@@ -23,6 +23,7 @@ from slm.cli.train import main
 from slm.config import ModelConfig, TrainConfig
 from slm.data.dataset import TextDataset
 from slm.model.transformer import LanguageModel
+from slm.reporting import report as slm_report
 from slm.settings import read_table, read_toml, write_config
 from slm.storage import checkpoint, checkpoint_folder, files, gcs
 from slm.training import background
@@ -593,3 +594,35 @@ def test_a_page_that_no_run_wrote_is_refused_before_the_first_step_and_left_alon
         assert "\n" not in str(caught.value)
     assert files_at(place) == {page: b"mine"}
     assert files.list_names(place) == [page]
+
+
+@pytest.mark.filterwarnings("ignore:max_steps was")
+def test_a_card_that_somebody_made_their_own_stays(place: str, text_file: str, machine: Any) -> None:
+    card = files.join(place, "MODEL_CARD.md")
+    train(text_file, place)
+    made = files.read_bytes(card).decode()
+    assert made.rstrip().endswith("-->")
+    train(text_file, place, max_steps=14)
+    assert files.read_bytes(card).decode() != made  # nobody had
+    mine = made.rsplit("<!--", 1)[0] + "Licensed to everybody.\n"
+    files.write_bytes(card, mine.encode())
+    report = files.read_bytes(files.join(place, "report.html"))
+    train(text_file, place, max_steps=16)
+    assert files.read_bytes(card).decode() == mine
+    assert files.read_bytes(files.join(place, "report.html")) != report
+    assert set(slm_report(place)) == {"report.html"}
+    with pytest.raises(slm.UserError, match="which finished at step 16"):
+        train(text_file, place, max_steps=16)
+
+
+def test_a_run_that_is_loaded_and_saved_tells_all_that_it_told(place: str, text_file: str, tmp_path: Path) -> None:
+    train(text_file, place)
+    copy = tmp_path / "copy"
+    slm.load(place).save(copy)
+    assert (copy / "metrics.jsonl").read_bytes() == files.read_bytes(files.join(place, "metrics.jsonl"))
+    page = (copy / "report.html").read_text(encoding="utf-8")
+    assert "finished after 12 steps" in page
+    files.download(files.join(place, "model.pt"), str(tmp_path / "alone.pt"))
+    slm.load(tmp_path / "alone.pt").save(tmp_path / "of one file")
+    (only,) = (tmp_path / "of one file" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(only)["val_loss"] > 0

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import SMALL, make_text
+from huggingface_hub import ModelCard  # which tokenizers brings along
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +21,6 @@ from slm.metrics.pages.card import model_card
 from slm.metrics.recorded import Recorded
 from slm.reporting import recorded_of
 
-hub = pytest.importorskip("huggingface_hub", reason="it reads the card as the hub does")
 FAST = SMALL | {"quiet": False, "learning_rate": 1e-2}
 
 
@@ -61,7 +61,7 @@ def read(folder: Path) -> tuple[str, dict[str, Any] | None]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_hub_reads_the_card_and_finds_the_numbers_of_the_run(runs: Path, kind: str) -> None:
     text, best = read(runs / kind)
-    data = hub.ModelCard(text).data
+    data = ModelCard(text).data
     assert data.library_name == "slm"
     assert data.pipeline_tag == "text-generation"
     assert data.tags == ["slm", "text-generation"]
@@ -88,7 +88,7 @@ def test_the_text_is_told_by_its_name(runs: Path) -> None:
     assert "- text: corpus\n" in read(runs / "folder")[0]
     assert "(first in bad.txt)" in read(runs / "folder")[0]
     assert "- text: 2 sources: one.txt, two.txt\n" in read(runs / "files")[0]
-    (name,) = {one.dataset_name for one in hub.ModelCard(read(runs / "files")[0]).data.eval_results}
+    (name,) = {one.dataset_name for one in ModelCard(read(runs / "files")[0]).data.eval_results}
     assert name == "the validation part of 2 sources: one.txt, two.txt"
     assert "- text: \\*.txt\n" in read(runs / "glob")[0]
     assert "- tokenizer: tokenizer.json\n" in read(runs / "folder")[0]
@@ -158,10 +158,11 @@ def test_markup_in_names_is_text() -> None:
     name = HOSTILE.replace("/", "|").replace("\\", "")
     name = " ".join(name.split())
     text = model_card(Recorded(name, [val], {"recipe": HOSTILE}, made))
-    data = hub.ModelCard(text).data
+    data = ModelCard(text).data
     assert data.model_name == name
     assert HOSTILE in data.eval_results[0].dataset_name
-    body = text.split("\n---\n")[1]
+    body, comment = text.split("\n---\n")[1].rsplit("<!--", 1)
+    assert comment.rstrip().endswith("-->") and comment.count(">") == 1
     quoted = without_code(body.replace("`slm`", ""))
     assert unescaped(quoted).count("alert(1)") == 8
     assert active(quoted) == set()
@@ -173,7 +174,7 @@ def test_markup_in_names_is_text() -> None:
 def test_any_name_and_number_can_be_read_back(name: str, loss: float) -> None:
     val = {"step": 1, "epoch": 1, "val_loss": loss, "val_accuracy": 1e-7, "val_perplexity": 1e30}
     run = Recorded(name, [val], {}, {"data_name": name})
-    data = hub.ModelCard(model_card(run)).data
+    data = ModelCard(model_card(run)).data
     shown = " ".join("".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in run.title).split())
     assert data.model_name == shown
     found = {one.metric_type: one.metric_value for one in data.eval_results}
@@ -184,6 +185,6 @@ def test_any_name_and_number_can_be_read_back(name: str, loss: float) -> None:
 
 def test_what_is_no_number_is_left_out() -> None:
     val = {"step": 1, "epoch": 1, "val_loss": 800.0, "val_accuracy": None, "val_perplexity": math.inf}
-    found = hub.ModelCard(model_card(Recorded("run", [val]))).data.eval_results
+    found = ModelCard(model_card(Recorded("run", [val]))).data.eval_results
     assert [one.metric_type for one in found] == ["loss"]
-    assert hub.ModelCard(model_card(Recorded("run", []))).data.eval_results is None
+    assert ModelCard(model_card(Recorded("run", []))).data.eval_results is None

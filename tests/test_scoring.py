@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import tracemalloc
 from typing import Any
@@ -181,6 +182,7 @@ def test_a_text_ten_times_as_long_takes_no_more_memory(stride: int | None, monke
     for length in (40_000, 400_000):
         row = Tokens([(np.arange(length) % 4).astype(np.uint16)])
         model = Source([0.25] * 4)
+        gc.collect()  # what other tests left behind, and would be tidied up meanwhile
         tracemalloc.start()
         scored(model, TextDataset(row, 256), stride=stride)
         peaks.append(tracemalloc.get_traced_memory()[1])

@@ -9,6 +9,7 @@ from typing import Any
 from slm.config import DataConfig, UserError
 from slm.evaluation import evaluate_all, no_progress
 from slm.metrics.pages import pages_of
+from slm.metrics.pages.card import is_edited
 from slm.metrics.pages.comparison import LETTERS, comparison_page
 from slm.metrics.plots import plot as plot_recorded
 from slm.metrics.recorded import Recorded
@@ -16,8 +17,8 @@ from slm.metrics.scoring import compare_evaluations
 from slm.run import Run
 from slm.settings import read_config, read_table
 from slm.storage import files
-from slm.training.history import records_of
-from slm.training.resume import CONFIG, METRICS
+from slm.training.history import read_records
+from slm.training.resume import CARD, CONFIG, METRICS
 
 RunOrPath = Run | str | os.PathLike[str]
 Progress = Callable[[str, int, int | None], None]
@@ -40,18 +41,17 @@ def recorded_of(run: RunOrPath) -> Recorded:
     for name in (CONFIG, METRICS):
         if not files.exists(files.join(folder, name)):
             raise UserError(f"{folder} holds no run: there is no {name} in it. Name the --model_dir of a training.")
-    text = files.read_bytes(files.join(folder, METRICS)).decode(errors="replace")
-    try:
-        records = records_of(text)
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{files.join(folder, METRICS)} is damaged: a line of it is no record ({error}).") from error
+    records = read_records(folder)
     resolved, made_with = (read_table(folder, name) for name in ("resolved", "made_with"))
     return Recorded(folder, records, resolved, made_with, read_config(files.join(folder, CONFIG)))
 
 
 def report(folder: str) -> dict[str, str]:
-    """The pages of the run in a folder or at a URL, by name, made anew from what lies there."""
-    return pages_of(recorded_of(folder))
+    """The pages of the run in a folder or at a URL, by name, made anew; without a card that somebody has edited."""
+    pages, card = pages_of(recorded_of(folder)), files.join(folder, CARD)
+    if files.exists(card) and is_edited(files.read_bytes(card)):
+        del pages[CARD]
+    return pages
 
 
 def comparison(folders: Sequence[str], on_progress: Progress = no_progress) -> tuple[str, list[str]]:

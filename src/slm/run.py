@@ -30,11 +30,11 @@ from slm.settings import Settings, as_settings, flat, layered, read_table
 from slm.storage import checkpoint, files
 from slm.training.deadline import Deadline
 from slm.training.device import check_memory, choose_device, hardware, seeded
-from slm.training.history import History, Record, records_of
+from slm.training.history import History, Record, read_records
 from slm.training.loop import train_and_evaluate
 from slm.training.packing import pack_model, unpack_model, versions
 from slm.training.plan import settle
-from slm.training.resume import METRICS, MODEL, REPORT
+from slm.training.resume import MODEL, REPORT
 from slm.training.saving import RunFolder
 from slm.writing import stream
 
@@ -80,13 +80,13 @@ class Run:
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Writes model.pt, config.toml, metrics.jsonl and the pages to a folder or URL that holds no run yet.
 
-        metrics.jsonl gets every record of a run trained here, and the model's own metrics of one that was loaded.
+        metrics.jsonl gets every record of the run, or the model's own metrics where a model.pt alone was loaded.
         overwrite moves a run that is there aside. Raises UserError and OSError.
         """
         folder = RunFolder(os.fspath(path), overwrite=overwrite, resume="never")
         try:
             folder.begin(self.asked, self.resolved, self.made_with)
-            for record in self.history.records if self.history else [self.metrics]:
+            for record in self._records():
                 folder.log(record)
             folder.save_model(pack_model(self.model, self.model.state_dict(), self.tokenizer, self.metrics))
             folder.write_pages()
@@ -96,14 +96,19 @@ class Run:
         if folder.errors:
             raise OSError(folder.errors[0])
 
+    def _records(self) -> Sequence[Record]:
+        try:
+            return self.recorded.records
+        except OSError:  # a model.pt alone
+            return [self.metrics]
+
     @property
     def recorded(self) -> Recorded:
         """What can be told about the run. Raises OSError where it was loaded without its metrics.jsonl."""
         if self.history:
             return Recorded(THIS_RUN, self.history.records, self.resolved, self.made_with, self.asked)
-        folder = os.path.dirname(self.path)
-        text = files.read_bytes(files.join(folder, METRICS)).decode(errors="replace")
-        return Recorded(folder or ".", records_of(text), self.resolved, self.made_with, self.asked)
+        folder = os.path.dirname(self.path) or "."
+        return Recorded(folder, read_records(folder), self.resolved, self.made_with, self.asked)
 
     def plot(self) -> Any:
         """A matplotlib figure of the run's curves, which a notebook shows; `slm.plot` lays several over each other."""

@@ -60,6 +60,8 @@ def next_step(run: Recorded) -> Finding:
     if minutes := run.resolved.get("max_minutes"):
         told = "More time pays for a larger model, which is then planned:"
         return Finding("longer", "Healthy", "", told, f"--max_minutes {3 * minutes:g}")
+    if run.model_config is None:
+        return Finding("longer", "Healthy", "", "More text, a larger model, or more steps could help:", _longer(run))
     told = "The loss has nearly stopped falling, so a larger model or more text would learn more. Double the width:"
     return Finding("larger", "Healthy", "", told, f"--embed_dim {2 * run.resolved.get('embed_dim', 128)}")
 

@@ -7,6 +7,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from slm.config import UserError
+from slm.storage import files
+
+METRICS = "metrics.jsonl"
 Record = dict[str, Any]
 
 
@@ -37,6 +41,15 @@ def records_of(text: str) -> list[Record]:
     """The records of a metrics.jsonl; a null in it was no finite number. A last line that was cut off is left out."""
     found = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
     return [{name: math.nan if value is None else value for name, value in record.items()} for record in found]
+
+
+def read_records(folder: str) -> list[Record]:
+    """The records of the run in a folder or at a URL. Raises OSError, and UserError where a line is no record."""
+    path = files.join(folder, METRICS)
+    try:
+        return records_of(files.read_bytes(path).decode(errors="replace"))
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: a line of it is no record ({error}).") from error
 
 
 def has_ended(text: bytes, so_far: bytes) -> bool:

@@ -13,9 +13,10 @@ from slm.settings import read_table, read_toml
 from slm.storage import checkpoint as tensor_file
 from slm.storage import checkpoint_folder, files
 from slm.training.device import choose_device
+from slm.training.history import METRICS as METRICS
 from slm.training.history import has_ended
 
-CONFIG, METRICS, MODEL, CHECKPOINTS = "config.toml", "metrics.jsonl", "model.pt", "checkpoints"
+CONFIG, MODEL, CHECKPOINTS = "config.toml", "model.pt", "checkpoints"
 PAGES = REPORT, CARD = "report.html", "MODEL_CARD.md"
 STATE, BEST = "training.pt", "best.pt"  # in a checkpoint, beside its own model.pt and metrics.jsonl
 RUN_FILES = (CONFIG, METRICS, MODEL, CHECKPOINTS, *PAGES)
@@ -206,6 +207,24 @@ def find_previous(path: str, local: str, names: Sequence[str], passed_over: Sequ
             "--overwrite, which moves that run aside to a folder previous-1 in it."
         )
     return Previous(path, asked, resolved, made_with, checkpoint, manifest, damaged)
+
+
+def move_aside(folder: str, names: Sequence[str]) -> None:
+    """Moves the files of a run to previous-1 in their folder, or to the first such name that is free."""
+    there = files.list_names(folder)
+    aside = next(name for n in range(1, len(there) + 2) if (name := f"previous-{n}") not in there)
+    for name in names:
+        _move(files.join(folder, name), files.join(files.join(folder, aside), name))
+
+
+def _move(source: str, target: str) -> None:
+    """Moves a file, or a folder with all that is in it."""
+    if not files.is_folder(source):
+        files.move(source, target)
+        return
+    for name in files.list_names(source):
+        _move(files.join(source, name), files.join(target, name))
+    files.remove(source)
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

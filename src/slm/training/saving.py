@@ -17,6 +17,7 @@ from typing import Any
 from slm.config import TrainConfig, UserError
 from slm.data.manifest import remove_temporary
 from slm.metrics.pages import pages_of
+from slm.metrics.pages.card import is_edited
 from slm.metrics.recorded import Recorded
 from slm.settings import MARKER, write_config
 from slm.storage import checkpoint, checkpoint_folder, files
@@ -165,11 +166,11 @@ class RunFolder:
                 raise UserError(f"another run was made in {self.path} meanwhile. Choose another --model_dir.")
         self._origin = {"asked": dict(asked), "resolved": dict(resolved), "made_with": dict(made_with)}
         if self._taken and not self.previous:
-            self._move_aside()
+            resume.move_aside(self.path, self._taken)
         if self.remote and not self.previous:
             shutil.rmtree(self.local, ignore_errors=True)
         remove_temporary(self.local)
-        for name in resume.PAGES:  # of an earlier end: where they are, what came after the last step is complete
+        for name in self._own_pages():  # of an earlier end: where they are, what comes after the last step is complete
             files.remove(self._local(name))
         path = self._local(CONFIG)
         config = write_config(asked, resolved, made_with) + (self._claim_line(path) if self.remote else b"")
@@ -190,12 +191,6 @@ class RunFolder:
             if last and last[0].startswith(_CLAIM):
                 return last[0]
         return _CLAIM + uuid.uuid4().hex.encode() + b"\n"
-
-    def _move_aside(self) -> None:
-        there = files.list_names(self.path)
-        aside = next(name for n in range(1, len(there) + 2) if (name := f"previous-{n}") not in there)
-        for name in self._taken:
-            _move(files.join(self.path, name), files.join(files.join(self.path, aside), name))
 
     def _restore(self, saved: str) -> None:
         """metrics.jsonl and model.pt as they were at the checkpoint."""
@@ -296,8 +291,15 @@ class RunFolder:
     def write_pages(self) -> None:
         """Writes report.html and MODEL_CARD.md, of all records so far; where that fails `finish` tells."""
         tables = (self._origin[name] for name in ("resolved", "made_with", "asked"))
-        for name, text in pages_of(Recorded(self.path, self.records(), *tables)).items():
-            self._try(name, partial(files.write_bytes, self._local(name), text.encode(errors="replace")))
+        pages = pages_of(Recorded(self.path, self.records(), *tables))
+        for name in self._own_pages():
+            self._try(name, partial(files.write_bytes, self._local(name), pages[name].encode(errors="replace")))
+
+    def _own_pages(self) -> list[str]:
+        """The pages to write, which are all but a card that somebody has edited."""
+        card = self._local(resume.CARD)
+        edited = os.path.exists(card) and is_edited(files.read_bytes(card))
+        return [name for name in resume.PAGES if not (name == resume.CARD and edited)]
 
     def poll(self) -> None:
         """Warns of trouble, once as long as it lasts. Raises StorageError where another run was first at the URL."""
@@ -382,16 +384,6 @@ def opened(model_dir: str | os.PathLike[str] | RunFolder | None) -> Iterator[Run
         yield folder
     finally:
         folder.close()
-
-
-def _move(source: str, target: str) -> None:
-    """Moves a file, or a folder with all that is in it."""
-    if not files.is_folder(source):
-        files.move(source, target)
-        return
-    for name in files.list_names(source):
-        _move(files.join(source, name), files.join(target, name))
-    files.remove(source)
 
 
 def _save(content: dict[str, Any], path: str) -> None:

@@ -12,6 +12,13 @@ from slm.metrics.pages import words
 from slm.metrics.pages.report import how_to_load
 from slm.metrics.recorded import Recorded
 
+_OURS = "<!-- Made by slm, which replaces this card when the run goes on. Without this line it leaves it as it is. -->"
+
+
+def is_edited(card: bytes) -> bool:
+    """Whether somebody has made a MODEL_CARD.md their own by taking out its last line."""
+    return bool(card.strip()) and _OURS.encode() not in card
+
 
 def model_card(run: Recorded) -> str:
     """The text of MODEL_CARD.md. What only its owner knows (license, language, uses) is left open, and said to be."""
@@ -46,6 +53,7 @@ def model_card(run: Recorded) -> str:
         "It continues text like the text it was trained on, and knows nothing else. What it writes may be false, and "
         "may repeat the training text word for word. Intended uses, the license of the model and the rights on its "
         "training text are for its owner to add here.",
+        _OURS,
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 

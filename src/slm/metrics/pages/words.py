@@ -129,6 +129,8 @@ def _which(name: str) -> str:
 
 def command(run: Recorded, flag: str) -> str:
     """What to type for a new run like this one, but for a flag such as "--dropout 0.2"."""
+    if "data_name" not in run.made_with:  # datasets and a model of somebody's own
+        return flag
     name, *values = shlex.split(flag)
     name = name.removeprefix("--")
     asked = {**run.asked, name: values}
@@ -136,9 +138,10 @@ def command(run: Recorded, flag: str) -> str:
         asked["model_dir"] = run.name
     elif run.name != THIS_RUN:
         asked["model_dir"] = f"{run.name.rstrip('/')}-2" if run.name.strip("./") else "runs/next"
-    if "data" not in asked and run.made_with.get("data_name") != "dummy":  # it was given in Python
-        settings = [f"{name}={_in_python(value)}" for name, value in asked.items()]
-        return f"slm.train(your_data, {', '.join(settings)})"
+    if "data" not in run.asked and run.made_with.get("data_name") != "dummy":  # it was given in Python
+        text = "[*your_data, *more_data]" if "data" in asked else "your_data"
+        settings = [f"{name}={_in_python(value)}" for name, value in asked.items() if name != "data"]
+        return f"slm.train({', '.join((text, *settings))})"
     parts = ["slm-train"]
     for name, value in asked.items():
         several = value if isinstance(value, list | tuple) else [value]
