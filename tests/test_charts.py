@@ -16,6 +16,7 @@ from slm.metrics.pages.charts import (
     HEIGHT,
     WIDTH,
     Line,
+    exact,
     line_chart,
     number,
     smoothed,
@@ -121,7 +122,7 @@ def test_names_do_not_overlap_and_stay_inside_and_in_order(ends: list[float]) ->
     in_order = sorted(found, key=lambda label: label[0])
     shown = [ends[int(name[1:])] for _, name, _ in in_order]
     assert all(after <= before + 1e-9 for before, after in itertools.pairwise(shown))
-    assert [told for *_, told in in_order] == [number(end) for end in shown]
+    assert [told for *_, told in in_order] == [exact(end) for end in shown]
 
 
 def test_a_faint_curve_has_no_name_and_a_name_stands_at_the_end_of_its_curve() -> None:

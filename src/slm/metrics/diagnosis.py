@@ -190,7 +190,7 @@ def _repeated(run: Recorded) -> Iterator[Finding]:
         f"The text was read {passes:.0f} times",
         "Beyond a few times a text is learned by heart rather than understood.",
         "More text is worth more than more passes. Add some:",
-        f"--data {shlex.join([*(run.resolved.get('data') or ()), 'more.txt'])}",
+        f"--data {shlex.join([*(run.asked.get('data') or run.resolved.get('data') or ()), 'more.txt'])}",
     )
 
 

@@ -115,6 +115,11 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
+def exact(value: float) -> str:
+    """The same, but with three digits even where the last ones are zeros: 2.00."""
+    return f"{value:#.3g}" if 0.001 <= abs(value) < 99.95 else number(value)
+
+
 def _is_finite(point: tuple[float, float]) -> bool:
     return abs(point[0]) < _LARGEST and abs(point[1]) < _LARGEST  # NaN is not
 
@@ -247,7 +252,7 @@ def _labels(frame: _Frame, lines: Sequence[Line]) -> list[str]:
     x = WIDTH - _RIGHT + 6
     return [
         f'<text class="label" x="{x}" y="{place:.1f}" style="fill:var(--series-{line.series})">{escaped(line.name)}'
-        f'<tspan x="{x}" dy="{_LABEL_HEIGHT}">{escaped(line.told or number(last[1]))}</tspan></text>'
+        f'<tspan x="{x}" dy="{_LABEL_HEIGHT}">{escaped(line.told or exact(last[1]))}</tspan></text>'
         for place, (_, line, last) in zip(places, ends, strict=True)
     ]
 

@@ -10,8 +10,7 @@ from typing import Any
 from slm.config import FIELDS
 from slm.metrics.diagnosis import diagnose
 from slm.metrics.pages import words
-from slm.metrics.pages.charts import Line, line_chart
-from slm.metrics.pages.charts import number as chart_number
+from slm.metrics.pages.charts import Line, exact, line_chart
 from slm.metrics.pages.page import escaped, page, table
 from slm.metrics.recorded import Recorded, curve
 
@@ -93,7 +92,7 @@ def _chart(named: Sequence[tuple[str, Recorded]], title: str, y: str, x: str, y_
     for number, (letter, run) in enumerate(named):
         points = curve(run.evaluations if is_loss else run.logs, y, x)
         lowest = min((point for point in points if point[1] == point[1]), key=lambda point: point[1], default=None)
-        told = f"best {chart_number(lowest[1])}" if lowest and is_loss else ""
+        told = f"best {exact(lowest[1])}" if lowest and is_loss else ""
         ring = lowest if is_loss else None
         lines.append(Line(letter, points, dots=is_loss, series=number + 1, told=told, ring=ring))
     x_label = "step" if x == "step" else "seconds of training"
