@@ -89,7 +89,7 @@ def test_the_results_of_each_run_stand_in_its_row() -> None:
         best, run = best_of(name), recorded_of(name)
         assert run.model_config is not None
         assert row[0].split()[0] == letter
-        assert ("lowest" in row[0]) == (name == "fast")
+        assert ("best of" in row[0]) == (name == "fast")
         assert shows(row[1], run.model_config.num_parameters) and shows(row[2], run.step)
         numbers = (best["val_loss"], best["val_bits_per_byte"], best["val_accuracy"])
         assert all(map(shows, row[4:], numbers))
@@ -109,7 +109,7 @@ def test_the_results_of_each_run_stand_in_its_row() -> None:
 def test_of_runs_with_other_texts_none_is_called_the_best() -> None:
     for names in (("slow", "bpe"), ("slow", "python")):
         page = check_well_formed(comparison(names)[0])
-        assert "lowest val_loss" not in page.text
+        assert "best of these" not in page.text
         assert "these numbers do not compare" in page.text
         assert not [1 for _, attributes in page.tags if attributes.get("class") == "ours"]
     assert "these numbers do not compare" not in comparison(("slow", "fast"))[0]

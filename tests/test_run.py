@@ -597,7 +597,7 @@ def test_the_header_tells_each_choice_in_its_row(text: str) -> None:
     assert told["model"].startswith("2 layers x 32, ")
     assert told["machine"] == "the only one there is"
     assert told["memory"] == "about 1.2 GB"
-    assert told["steps"] == "300 of 128 tokens: 3 epochs of 100 steps"
+    assert told["steps"] == "300, each of 128 tokens: 3 epochs of 100 steps"
     assert told["saved in"].startswith("memory only")
     assert rows(data, model_dir="there")["saved in"] == "there"
 

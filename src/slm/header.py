@@ -56,8 +56,9 @@ def _steps(data: PreparedData, config: TrainConfig, steps_per_epoch: int) -> str
     positions = config.batch_size * data.train_dataset.window
     an_epoch = many(steps_per_epoch, "step")
     if config.max_steps is None:
-        return f"of {positions:,} tokens, as many as {config.max_minutes:g} minutes allow; an epoch has {an_epoch}"
-    return f"{config.max_steps:,} of {positions:,} tokens: {_epochs(config.max_steps / steps_per_epoch)} of {an_epoch}"
+        return f"each of {positions:,} tokens, as many as {config.max_minutes:g} minutes allow; an epoch has {an_epoch}"
+    epochs = _epochs(config.max_steps / steps_per_epoch)
+    return f"{config.max_steps:,}, each of {positions:,} tokens: {epochs} of {an_epoch}"
 
 
 def _epochs(epochs: float) -> str:

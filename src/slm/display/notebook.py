@@ -133,7 +133,7 @@ class Cell:
             Line("train loss", self.smoothed.all(), series=2),
             Line("val_loss", val_losses := self.val_losses.all(), dots=len(val_losses) <= _MOST_DOTS),
         ]
-        note = "Lower is better. The train loss is smoothed; pale: as it was."
+        note = "Lower is better. The train loss is smoothed; the pale line is without that."
         chart = line_chart("Loss", curves, x_label="step", y_label="nats per token", note=note)
         body = f"<p><b>{escaped(line)}</b><br>{escaped(numbers)}</p>{chart}{self._table()}{_written(self.samples)}"
         return Shown(body, f"{line}: {numbers}" if numbers else line)

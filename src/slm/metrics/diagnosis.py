@@ -38,7 +38,7 @@ class Finding:
     title: str
     told: str
     advice: str
-    flag: str  # as for slm-train
+    flag: str  # as for slm-train, with its value; two where one alone would not do
     is_trouble: bool = True  # else it is room to learn more
 
 
@@ -67,15 +67,15 @@ def next_step(run: Recorded) -> Finding:
 
 
 def _diverged(run: Recorded) -> Iterator[Finding]:
-    unlimited = " Gradients had no limit, which would have helped (max_grad_norm is 0)."
-    unlimited = "" if run.resolved.get("max_grad_norm", 1.0) else unlimited
+    is_limited = bool(run.resolved.get("max_grad_norm", 1.0))
+    unlimited = "" if is_limited else " Gradients had no limit, which would have helped (max_grad_norm is 0)."
     if run.status == "diverged":
         yield Finding(
             "diverged",
             "The learning rate was too high: training broke down",
             str(run.ending.get("message", "")).partition(" Lower ")[0] + unlimited,
             "Lower the learning rate:",
-            f"--learning_rate {_rate(run, 0.1)}",
+            f"--learning_rate {_rate(run, 0.1)}" + ("" if is_limited else " --max_grad_norm 1"),
         )
 
 
@@ -145,13 +145,14 @@ def _overfitting(run: Recorded) -> Iterator[Finding]:
         return
     dropout = run.resolved.get("dropout", 0.0)
     drop = min(0.5, dropout + 0.1 if dropout else 0.2) if dropout < 0.5 else None
+    slower = "drop some activations in training, which then learns more slowly"
     yield Finding(
         "overfitting",
         f"Overfitting since step {best['step']:,}",
         f"The validation loss was best there, {best['val_loss']:.3f}, and rose to {last:.3f} by the end, while the "
         f"training loss fell from {then:.3f} to {now:.3f}: the model went on to learn the training text by heart. "
         "The weights of the best step are the ones that were kept, so nothing is lost but time.",
-        f"More text helps most. With the same text, {'drop some activations in training' if drop else 'stop sooner'}:",
+        f"More text helps most. With the same text, {slower if drop else 'stop sooner'}:",
         f"--dropout {drop:g}" if drop else "--patience 3",
     )
 

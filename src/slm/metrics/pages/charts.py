@@ -14,6 +14,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 92, 12, 40  # margins
 _MOST_POINTS = 300  # of a curve
 _TICKS = 5
 _LABEL_HEIGHT = 14
+_ROOM = 8  # for dots and rings at the ends
 _FACTOR = 1000  # between numbers that one linear axis cannot show
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "12 4")  # curves differ by more than their colour
 _LARGEST = 1e100  # what lies beyond is shown no more than what is no finite number
@@ -77,7 +78,8 @@ def line_chart(
     if cut:
         note = f"{note} {cut}".strip()
     body = [_axes(frame, x_label, y_label), *(_mark(frame, x, name) for x, name in marks if frame.x0 <= x <= frame.x1)]
-    box = f"{_LEFT} {_TOP} {WIDTH - _LEFT - _RIGHT + 5} {HEIGHT - _TOP - _BOTTOM}"  # what is outside is not shown
+    # What is outside is not shown.
+    box = f"{_LEFT - _ROOM} {_TOP} {WIDTH - _LEFT - _RIGHT + 2 * _ROOM} {HEIGHT - _TOP - _BOTTOM}"
     x, y, width, height = box.split()
     curves = "".join(_curve(frame, line) for line in lines)
     body.append(f'<svg x="{x}" y="{y}" width="{width}" height="{height}" viewBox="{box}">{curves}</svg>')

@@ -27,14 +27,14 @@ def comparison_page(runs: Sequence[Recorded], verdicts: Sequence[str]) -> str:
     names = "".join(
         f"<li><b>{letter}</b>: {escaped(run.name)}, {escaped(words.ended(run))}</li>" for letter, run in named
     )
+    told = "".join(f"<p>{escaped(verdict)}</p>" for verdict in verdicts)
     body = [
         "<h1>Runs compared</h1>",
         f"<ul>{names}</ul>",
-        '<div class="panel"><p><b>Which is better?</b></p>'
-        + "".join(f"<p>{escaped(v)}</p>" for v in verdicts)
-        + "</div>",
+        f'<div class="panel"><p><b>Which is better?</b></p>{told}</div>',
         "<h2>Results</h2>",
         _results(named, best),
+        _beside_counting(best),
         "<h2>Curves</h2>",
         '<div class="charts">',
         _chart(named, "Validation loss by step", "val_loss", "step", "nats per token"),
@@ -51,10 +51,20 @@ def comparison_page(runs: Sequence[Recorded], verdicts: Sequence[str]) -> str:
         "<h2>What each wrote</h2>",
         *(_sample(letter, run) for letter, run in named),
         "<h2>Words</h2>",
-        table((), [(f"<b>{escaped(word)}</b>", escaped(told)) for word, told in words.WORDS.items()]),
+        table(
+            (), [(f"<b>{escaped(word)}</b>", escaped(told)) for word, told in (words.WORDS | words.OF_SEVERAL).items()]
+        ),
         f"<footer><p>Written by slm on {time.strftime('%d %B %Y')}.</p></footer>",
     ]
     return page("Runs compared: " + ", ".join(run.name for run in runs), "\n".join(filter(None, body)))
+
+
+def _beside_counting(best: Recorded | None) -> str:
+    """That the best run does not beat what only counts, where it does not."""
+    counting = best.best_counting if best else None
+    if best is None or counting is None or best.model_as_yardstick["loss"] < counting["loss"]:
+        return ""
+    return f"<p>None of them beats the {escaped(counting['name'])}, which only counts.</p>"
 
 
 def _results(named: Sequence[tuple[str, Recorded]], best: Recorded | None) -> str:
@@ -64,7 +74,7 @@ def _results(named: Sequence[tuple[str, Recorded]], best: Recorded | None) -> st
         bits = found.get("val_bits_per_byte")
         rows.append(
             [
-                escaped(letter + (" (lowest val_loss)" if run is best and run.best else "")),
+                escaped(letter + (" (best of these)" if run is best and run.best else "")),
                 f"{config.num_parameters:,}" if config else "-",
                 f"{run.step:,}",
                 escaped(words.minutes(run.seconds)),

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slm.metrics.explain import Explanation, Piece
-from slm.metrics.pages.page import details, escaped, fragment, page, table
+from slm.metrics.pages.page import details, escaped, fragment, page, table, tiles
 from slm.metrics.pages.seeing import SCRIPT, STYLE
 
 MOST_MAPS = 512
@@ -96,19 +96,18 @@ def _surprise(explanation: Explanation) -> str:
             told, kind = f"{percent(probability)}, surprisal {surprisal:.2f} nats, rank {rank:,}", _shade(probability)
         spans.append(f'<span class="t {kind}" title="{escaped(told)}">{escaped(visible(piece))}</span>')
     legend = "".join(f'<span class="t s{number}">{escaped(name)}</span> ' for number, name in enumerate(_SHADES))
-    tiles = (
+    numbers = (
         (_number(explanation.total, 2), f"nats: the surprisal of all {explanation.num_predicted:,} predicted tokens"),
         (_number(explanation.loss, 3), "nats per token: the mean, which is the loss that training makes small"),
         (_number(explanation.perplexity, 2), "perplexity, e to the loss: as unsure as between so many equal choices"),
     )
-    tile = '<div class="tile"><b>{}</b><span>{}</span></div>'
     return (
         "<h2>How surprised the model was</h2>"
         "<p>The <em>surprisal</em> of a token is -ln of the probability that the model gave it: 0 for what it was sure "
         "of, 0.7 at 50 %, 4.6 at 1 %. The stronger a token is shaded, the less the model expected it. "
         "The table below has the numbers; a space is shown as · and the end of a line as ↵.</p>"
         f'<p class="text">{_flowing(explanation, spans)}</p><p class="legend">Probability: {legend}</p>'
-        f'<div class="tiles">{"".join(tile.format(value, escaped(name)) for value, name in tiles)}</div>'
+        f"{tiles(numbers)}"
     )
 
 

@@ -46,7 +46,9 @@ STYLE = f"""
 .slm .tile {{ background: var(--panel); border: 1px solid var(--line); border-radius: .5rem; padding: .6rem .9rem; }}
 .slm .tile b {{ display: block; font-size: 1.4rem; font-weight: 600; overflow-wrap: anywhere; }}
 .slm .tile span {{ color: var(--soft); font-size: .85rem; display: block; }}
-.slm .wide {{ overflow-x: auto; }}
+.slm .wide {{ overflow-x: auto; background: linear-gradient(to left, var(--paper) 30%, transparent) right / 3rem 100%
+  no-repeat local, linear-gradient(to left, var(--line), transparent) right / .8rem 100% no-repeat scroll; }}
+.slm pre .whole {{ display: inline-block; max-width: 100%; }}
 .slm table {{ border-collapse: collapse; margin: .5rem 0; font-size: .92rem; font-variant-numeric: tabular-nums; }}
 .slm table.roomy {{ min-width: 38rem; }}
 .slm .wide:focus-visible {{ outline: 2px solid var(--accent); }}
@@ -139,6 +141,12 @@ def table(
         f'{told}<div class="wide"{f""" tabindex="0" role="region"{label}""" if header else ""}>'
         f'<table class="table{size}"{label}>{head}<tbody>{"".join(lines)}</tbody></table></div>'
     )
+
+
+def tiles(numbers: Iterable[tuple[str, str]]) -> str:
+    """Numbers in large type, each with what it is below it. Both are plain text."""
+    shown = "".join(f'<div class="tile"><b>{escaped(n)}</b><span>{escaped(told)}</span></div>' for n, told in numbers)
+    return f'<div class="tiles">{shown}</div>'
 
 
 def details(summary: str, body: str, *, is_open: bool = False) -> str:

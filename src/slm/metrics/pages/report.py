@@ -11,7 +11,7 @@ from slm.config import FIELDS, RunOptions
 from slm.metrics.diagnosis import Finding, diagnose, next_step
 from slm.metrics.pages import words
 from slm.metrics.pages.charts import Line, line_chart, smoothed
-from slm.metrics.pages.page import details, escaped, page, table
+from slm.metrics.pages.page import details, escaped, page, table, tiles
 from slm.metrics.recorded import THIS_MODEL, YOU, Recorded, curve
 from slm.metrics.summary import summary
 
@@ -74,24 +74,26 @@ def _answers(run: Recorded, findings: list[Finding]) -> str:
     advice = findings[0] if findings else next_step(run)
     rows = [("Did it learn?", learned), ("How good is it?", words.compared(run)), ("What next?", advice.advice)]
     answers = "".join(f"<p><b>{question}</b> {escaped(answer)}</p>" for question, answer in rows)
-    return f'<div class="panel">{answers}<pre>{escaped(words.command(run, advice.flag))}</pre></div>'
+    first, *others = words.command(run, advice.flag).split(" --")
+    parts = [first, *(f"--{part}" for part in others)]  # each stays on one line where there is room
+    command = " ".join(f'<span class="whole">{escaped(part)}</span>' for part in parts)
+    return f'<div class="panel">{answers}<pre>{command}</pre></div>'
 
 
 def _tiles(run: Recorded) -> str:
     best = run.best
     if best is None:
         return ""
-    tiles = [(words.measure(best["val_loss"]), "val_loss, nats per token")]
+    numbers = [(words.measure(best["val_loss"]), "val_loss, nats per token")]
     if "val_bits_per_byte" in best:
-        tiles.append((words.measure(best["val_bits_per_byte"]), "bits per byte"))
-    tiles += [
+        numbers.append((words.measure(best["val_bits_per_byte"]), "bits per byte"))
+    numbers += [
         (f"{100 * best['val_accuracy']:.1f} %", "accuracy of the next token"),
         (words.measure(best["val_perplexity"], 2), "perplexity"),
         (f"{best['step']:,}", "step of the kept weights, the best"),
         (f"{run.seconds:,.0f} s" if run.seconds < 100 else f"{run.seconds / 60:,.1f} min", "of training"),
     ]
-    shown = "".join(f'<div class="tile"><b>{escaped(n)}</b><span>{escaped(told)}</span></div>' for n, told in tiles)
-    return f'<div class="tiles">{shown}</div>'
+    return tiles(numbers)
 
 
 def _finding(found: Finding) -> str:
@@ -118,7 +120,7 @@ def curves(run: Recorded) -> str:
         lines,
         x_label="step",
         y_label="nats per token",
-        note="Lower is better. The train loss is a mean of steps before, so it lags while it falls. Pale: as it was.",
+        note="Lower is better. The train loss is a mean of steps before, so it lags while it falls (pale: without).",
         marks=[(best["step"], "best, kept")] if best and len(run.evaluations) > 1 else (),
         may_be_log=True,
     )

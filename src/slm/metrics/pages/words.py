@@ -35,10 +35,13 @@ WORDS = {
     "Kneser-Ney n-gram": "It counts which tokens followed the last few tokens, and mixes the counts of longer and "
     "shorter beginnings: the best way to predict text from before neural networks.",
     "entropy": "The surprise that is left to somebody who knows exactly how a text is made.",
-    "+-": "The standard error: how far chance in the choice of the text may have moved a number. Differences of more "
-    "than two standard errors are called better or worse, others are left open.",
     "yardstick": "A simple way to predict text, without any training of a network, on the same validation text. A "
     "model worth its time beats those that count.",
+}
+OF_SEVERAL = {
+    "+-": "The standard error: how far chance in the choice of the text may have moved a number. Differences of more "
+    "than two standard errors are called better or worse, others are left open. How much another seed of the training "
+    "would change, it does not tell.",
 }
 _PREDICTORS = {
     "uniform": "guesses among all tokens alike: knows nothing",
@@ -114,7 +117,10 @@ def compared(run: Recorded) -> str:
     numbers = f"{measure(model['score'])} {unit} against {measure(best['score'])}; lower is better"
     of = f"; {best['told']}" if best["told"] else ""
     told = f"{_which(best['name'])} ({predictor_in_words(best['name'])}{of})"
-    if model["score"] < best["score"]:
+    blind = next((one for one in run.ranked if one["name"] == "uniform"), None)
+    if blind and model["score"] >= blind["score"]:
+        text = f"Useless: no better than guessing blindly, and {told} is far better: {numbers}."
+    elif model["score"] < best["score"]:
         text = f"Better than {told}, the best of the predictors that only count: {numbers}."
     else:
         text = f"Not yet worth its training: it is not better than {told}: {numbers}."
@@ -131,10 +137,13 @@ def command(run: Recorded, flag: str) -> str:
     """What to type for a new run like this one, but for a flag such as "--dropout 0.2"."""
     if "data_name" not in run.made_with:  # datasets and a model of somebody's own
         return flag
-    name, *values = shlex.split(flag)
-    name = name.removeprefix("--")
-    asked = {**run.asked, name: values}
-    if name == "resume":
+    asked = dict(run.asked)
+    for part in shlex.split(flag):
+        if part.startswith("--"):
+            values = asked[part.removeprefix("--")] = list[str]()
+        else:
+            values.append(part)
+    if "resume" in asked:
         asked["model_dir"] = run.name
     elif run.name != THIS_RUN:
         asked["model_dir"] = f"{run.name.rstrip('/')}-2" if run.name.strip("./") else "runs/next"
