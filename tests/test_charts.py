@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
@@ -256,16 +257,22 @@ def test_one_point_and_equal_points_are_shown_in_the_middle(one: float) -> None:
         assert 0.2 * bottom < heights.pop() < 0.8 * HEIGHT
 
 
-@given(length=st.integers(0, 2000), most=st.integers(1, 300))
-def test_thinned_points_are_few_evenly_spread_and_end_with_the_last(length: int, most: int) -> None:
-    points = [(float(x), 0.0) for x in range(length)]
+@given(length=st.integers(0, 2000), most=st.integers(3, 300), seed=st.integers(0, 99))
+def test_thinned_points_are_few_keep_the_extremes_and_end_with_the_last(length: int, most: int, seed: int) -> None:
+    draw = random.Random(seed)
+    points = [(float(x), draw.choice([draw.random(), math.nan])) for x in range(length)]
     found = thinned_points(points, most)
     assert len(found) <= most
     assert found[-1:] == points[-1:]
-    assert len(found) > min(length, most) / 2 or length == 0
-    assert len({after[0] - before[0] for before, after in itertools.pairwise(found)}) <= 1
+    assert found == sorted(found, key=lambda point: point[0])
+    assert set(map(id, found)) <= set(map(id, points))
+    finite = [point for point in points if point[1] == point[1]]
+    if finite:
+        assert {min(finite, key=lambda p: p[1]), max(finite, key=lambda p: p[1])} <= set(found)
     if length <= most:
         assert found == points
+    gaps = [after[0] - before[0] for before, after in itertools.pairwise(found)]
+    assert max(gaps, default=0) <= 2 * math.ceil(length / ((most - 1) // 2))
 
 
 def as_told(values: Sequence[float], last: int) -> float:

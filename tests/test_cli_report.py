@@ -87,7 +87,8 @@ def as_made(made: Path, name: str, page: str) -> str:
 def test_the_pages_of_a_run_are_written_anew_as_they_were(
     capsys: pytest.CaptureFixture[str], made: Path, arguments: tuple[str, ...]
 ) -> None:
-    Path("a", "report.html").write_text("old")
+    report = Path("a", "report.html")
+    report.write_text(report.read_text(encoding="utf-8").splitlines()[0] + "\nold")
     card = Path("a", "MODEL_CARD.md")
     card.write_text("old\n" + card.read_text(encoding="utf-8").splitlines()[-1])
     before = contents(Path())
@@ -100,8 +101,13 @@ def test_the_pages_of_a_run_are_written_anew_as_they_were(
 
 def test_a_card_that_somebody_edited_stays(capsys: pytest.CaptureFixture[str], made: Path) -> None:
     Path("a", "MODEL_CARD.md").write_text("mine")
-    assert told(capsys, "a") == [files.join("a", "report.html")]
+    written, stays = told(capsys, "a")
+    assert written == files.join("a", "report.html")
+    assert stays.startswith(f"{files.join('a', 'MODEL_CARD.md')} stays as it is")
+    Path("a", "report.html").write_text("mine, too")
+    assert len(told(capsys, "a")) == 2
     assert Path("a", "MODEL_CARD.md").read_text() == "mine"
+    assert Path("a", "report.html").read_text() == "mine, too"
 
 
 def test_the_folder_we_are_in_is_the_default(

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import slm
 from slm.cli.train import make_parser
 from slm.config import FIELDS
+from slm.metrics import diagnosis
 from slm.metrics.diagnosis import MANY_EPOCHS, SEEN_OFTEN, Finding, diagnose, next_step
 from slm.metrics.pages import pages_of
 from slm.metrics.pages.comparison import comparison_page
@@ -500,3 +501,14 @@ def test_every_run_can_be_told_of_whatever_its_records(run: Recorded) -> None:
 
 def test_a_run_without_any_record_has_no_trouble() -> None:
     assert diagnose(Recorded("run", [])) == []
+
+
+@pytest.mark.parametrize(("rate", "factor", "told"), [
+    (1e-5, 10, "0.0001"), (0.01, 10, "0.02"), (0.1, 0.1, "0.001"), (30.0, 1 / 3, "0.001"), (0.0009, 1 / 3, "0.0003"),
+])  # fmt: skip
+def test_a_rate_that_is_advised_is_on_the_right_side_and_not_absurd(rate: float, factor: float, told: str) -> None:
+    run = Recorded("run", [], {"learning_rate": rate})
+    assert diagnosis._rate(run, factor) == f"--learning_rate {told}"
+    assert (float(told) > rate) == (factor > 1)
+    bounded = Recorded("run", [], {"learning_rate": rate, "min_learning_rate": 2 * float(told)})
+    assert diagnosis._rate(bounded, factor) == f"--learning_rate {told} --min_learning_rate 0"

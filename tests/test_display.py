@@ -26,6 +26,7 @@ from slm.display import Display, notebook, plain, screen, words
 from slm.display.course import Course
 from slm.display.terminal import Picture, Terminal, terminal
 from slm.metrics.pages.charts import smoothed
+from slm.showing import harmless
 
 Record = dict[str, Any]
 EVIL = (
@@ -633,3 +634,9 @@ def test_a_minute_of_records_costs_far_less_than_a_hundredth_of_it(which: str, k
         clock.now += MINUTE / 2000 if "train_loss" in record else 0
         show(record)
     assert time.process_time() - began < 0.01 * MINUTE
+
+
+def test_what_other_scripts_need_is_harmless_and_what_moves_a_cursor_is_not() -> None:
+    fine = "d\u00e9j\u00e0\u00a0vu \u202f: \u5168\u3000\u7a7a, \u0645\u06cc\u200c\u062e, \U0001f469\u200d\U0001f680\n\t"
+    assert harmless(fine) == fine
+    assert harmless("a\x1b[2Jb\u202ec\x07\ud800") == "a\ufffd[2Jb\ufffdc\ufffd\ufffd"

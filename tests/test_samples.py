@@ -88,11 +88,15 @@ def test_a_model_that_learns_writes_something_else_and_the_same_weights_write_th
     data: PreparedData, tmp_path: Path
 ) -> None:
     model = make_model(data)
-    history = train(data, model, model_dir=slm.training.saving.RunFolder(str(tmp_path), save_every=1, keep_last=9))
+    folder = slm.training.saving.RunFolder(str(tmp_path), save_every=1, keep_last=9)
+    history = train(data, model, model_dir=folder)
+    folder.close()
     by_step = {step: [r["sample"] for r in written(history) if r["step"] == step] for step in range(1, 9)}
     assert len({tuple(texts) for texts in by_step.values()}) > 4
-    for step in (1, 5, 8):
-        path = tmp_path / "checkpoints" / checkpoint_folder.name_of(step) / "model.pt"
+    paths = {step: tmp_path / "checkpoints" / checkpoint_folder.name_of(step) / "model.pt" for step in range(1, 9)}
+    kept = {step: path for step, path in paths.items() if path.exists()}  # where the one before was written in time
+    assert {1, 8} <= set(kept)
+    for step, path in kept.items():
         again = Samples(slm.load(path).model, data.tokenizer, data.val_dataset, 1)
         for _ in range(2):
             assert [record["sample"] for record in again.records(step)] == by_step[step]
@@ -210,7 +214,7 @@ def test_by_default_samples_take_a_hundredth_of_the_time_and_one_sample_at_most(
     one = Samples(make_model(data), data.tokenizer, data.val_dataset, None)
     for evaluation in range(1, 401):
         seconds = 5.0 * evaluation  # of training, which the clock of the run counts without evaluations
-        if one.due(evaluation, seconds):
+        if one.due(evaluation, {"val_loss": 1.0, "elapsed_seconds": seconds}):
             one.records(evaluation)
             count += 1
         assert one.seconds == pytest.approx(count * cost)
@@ -298,3 +302,28 @@ def test_the_time_of_samples_does_not_count_as_training(data: PreparedData, monk
     monkeypatch.setattr(Samples, "records", slow)
     train(data, make_model(data), max_steps=2)
     assert seen == [0.0, 0.0]
+
+
+def test_a_run_killed_right_after_its_first_checkpoint_has_the_samples_of_that_step(
+    data: PreparedData, tmp_path: Path
+) -> None:
+    folder = slm.training.saving.RunFolder(str(tmp_path))
+    train(data, make_model(data), model_dir=folder, max_steps=1)
+    folder.close()
+    (kept,) = (tmp_path / "checkpoints").glob("step-*/metrics.jsonl")
+    assert '"sample"' in kept.read_text()
+
+
+def test_where_memory_is_full_samples_end_with_a_warning_and_training_goes_on(
+    data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(samples, "stream_tokens", full)
+    model = make_model(data)
+    with pytest.warns(UserWarning, match="memory is full: no samples"):
+        history = train(data, model)
+    assert written(history) == []
+    assert history.step == 8
+    assert history.status == "finished"

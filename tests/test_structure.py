@@ -17,7 +17,7 @@ FLOORS = {
     "recipes": 0,
     "sampling": 0,
     "settings": 0,
-    "smoothing": 0,
+    "showing": 0,
     "_version": 0,
     "storage": 0,
     "model": 1,

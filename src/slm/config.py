@@ -295,8 +295,8 @@ class TrainConfig(Checked):
     log_every: int = setting(10, "Steps between entries in metrics.jsonl.", group="output", rule="at least 1")
     sample_every: int | None = setting(
         None,
-        "Evaluations between samples of what the model writes after fixed prompts, 0 for none. Default: each, as long "
-        "as samples take less than 1 % of the time; none with --quiet.",
+        "Evaluations between samples of what the model writes after fixed prompts, 0 for none. Default: at the first, "
+        "and at each later one while samples have taken less than 1 % of the training's time; none with --quiet.",
         group="output",
         rule="0 or above",
     )

@@ -8,9 +8,11 @@ import warnings
 from slm.config import ModelConfig, TrainConfig
 from slm.data.counts import many, size_in_words
 from slm.data.prepared import PreparedData
-from slm.metrics.diagnosis import FEW_STEPS, MANY_EPOCHS, SEEN_OFTEN
+from slm.metrics.diagnosis import MANY_EPOCHS, SEEN_OFTEN
 from slm.settings import PRESET, Settings, flat
 from slm.training.device import Machine
+
+FEW_STEPS = 100
 
 
 def header(

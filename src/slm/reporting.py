@@ -9,8 +9,8 @@ from typing import Any
 from slm.config import DataConfig, UserError
 from slm.evaluation import evaluate_all, no_progress
 from slm.metrics.pages import pages_of
-from slm.metrics.pages.card import is_edited
 from slm.metrics.pages.comparison import LETTERS, comparison_page
+from slm.metrics.pages.page import is_ours
 from slm.metrics.plots import plot as plot_recorded
 from slm.metrics.recorded import Recorded
 from slm.metrics.scoring import compare_evaluations
@@ -18,7 +18,7 @@ from slm.run import Run
 from slm.settings import read_config, read_table
 from slm.storage import files
 from slm.training.history import read_records
-from slm.training.resume import CARD, CONFIG, METRICS
+from slm.training.resume import CONFIG, METRICS
 
 RunOrPath = Run | str | os.PathLike[str]
 Progress = Callable[[str, int, int | None], None]
@@ -41,17 +41,16 @@ def recorded_of(run: RunOrPath) -> Recorded:
     for name in (CONFIG, METRICS):
         if not files.exists(files.join(folder, name)):
             raise UserError(f"{folder} holds no run: there is no {name} in it. Name the --model_dir of a training.")
-    records = read_records(folder)
     resolved, made_with = (read_table(folder, name) for name in ("resolved", "made_with"))
-    return Recorded(folder, records, resolved, made_with, read_config(files.join(folder, CONFIG)))
+    return Recorded(folder, read_records(folder), resolved, made_with, read_config(files.join(folder, CONFIG)))
 
 
 def report(folder: str) -> dict[str, str]:
-    """The pages of the run in a folder or at a URL, by name, made anew; without a card that somebody has edited."""
-    pages, card = pages_of(recorded_of(folder)), files.join(folder, CARD)
-    if files.exists(card) and is_edited(files.read_bytes(card)):
-        del pages[CARD]
-    return pages
+    """The pages of the run in a folder or at a URL, by name, made anew, but for those there that slm did not write."""
+    pages = pages_of(recorded_of(folder))
+    places = {name: files.join(folder, name) for name in pages}
+    kept = [name for name, place in places.items() if files.exists(place) and not is_ours(files.read_bytes(place))]
+    return {name: text for name, text in pages.items() if name not in kept}
 
 
 def comparison(folders: Sequence[str], on_progress: Progress = no_progress) -> tuple[str, list[str]]:

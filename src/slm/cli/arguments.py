@@ -141,7 +141,7 @@ class Interruption:
 
 def check_replaceable(out: str) -> None:
     """Raises UserError where a file is there that is no page of ours."""
-    from slm.metrics.pages.page import MARKER
+    from slm.metrics.pages.page import is_ours
     from slm.storage import files
 
     files.check_path(out)
@@ -149,7 +149,7 @@ def check_replaceable(out: str) -> None:
         return
     if not files.is_folder(out):
         with files.open_read(out) as file:
-            if file.readline(1000).rstrip().endswith(MARKER.encode()):
+            if is_ours(file.readline(1000)):
                 return
     raise UserError(f"--out = {out!r} is there and is no page of slm, so it is not replaced: name another file.")
 

@@ -41,11 +41,15 @@ def _report(runs: Sequence[str] = (), out: str | None = None, quiet: bool = Fals
     from slm.display import Display
     from slm.reporting import comparison, report
     from slm.storage import files
+    from slm.training.resume import PAGES
 
     if len(runs) == 1:
-        for name, text in report(runs[0]).items():
+        pages = report(runs[0])
+        for name, text in pages.items():
             files.write_bytes(files.join(runs[0], name), text.encode(errors="replace"))
             print(files.join(runs[0], name))
+        for name in sorted(set(PAGES) - set(pages)):
+            print(f"{files.join(runs[0], name)} stays as it is: slm did not write it, or somebody has edited it.")
         return OK
     out = out or "comparison.html"
     check_replaceable(out)

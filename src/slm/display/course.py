@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from slm.display import words
-from slm.smoothing import Smoothed
+from slm.showing import Smoothed
 
 Kind = Literal["log", "evaluation", "decision", "sample"]
 

@@ -12,7 +12,7 @@ from typing import Any
 from slm.display.course import Course
 from slm.display.words import clock
 from slm.metrics.pages.charts import Line, line_chart
-from slm.metrics.pages.page import escaped, fragment, table
+from slm.metrics.pages.page import escaped, fragment, table, written
 
 _CALM_SECONDS = 0.5  # between updates that show no evaluation or sample
 # What updates may take: seconds at the beginning, and a share of the run's time, less of it where only a loss is new.
@@ -186,8 +186,8 @@ def _written(samples: Sequence[Mapping[str, Any]]) -> str:
         return ""
     told = f'<p class="soft">what the model writes after the coloured words, at step {samples[0]["step"]:,}</p>'
     for record in samples:
-        prompt, written = record["prompt"], record["sample"]
+        prompt, text = record["prompt"], record["sample"]
         prompt = prompt if len(prompt) <= _SAMPLE_CHARACTERS else "…" + prompt[1 - _SAMPLE_CHARACTERS :]
-        written = written if len(written) <= _SAMPLE_CHARACTERS else written[: _SAMPLE_CHARACTERS - 1] + "…"
-        told += f'<pre><span class="prompt">{escaped(prompt)}</span>{escaped(written)}</pre>'
+        text = text if len(text) <= _SAMPLE_CHARACTERS else text[: _SAMPLE_CHARACTERS - 1] + "…"
+        told += written(prompt, text)
     return told

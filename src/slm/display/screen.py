@@ -16,6 +16,7 @@ from slm.display.plain import Plain
 from slm.display.tables import evaluation_rows, yardstick_lines
 from slm.display.terminal import terminal
 from slm.display.work import PlainWork, terminal_work
+from slm.showing import harmless
 
 if TYPE_CHECKING:
     from slm.metrics.scoring import Evaluation
@@ -66,7 +67,7 @@ class Display:
 
     def sample(self, text: str) -> None:
         """A piece of text that the model wrote."""
-        self.print(f"\nsample:\n{words.harmless(text)}\n")
+        self.print(f"\nsample:\n{harmless(text)}\n")
 
     def summary(
         self,

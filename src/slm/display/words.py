@@ -7,6 +7,8 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from slm.showing import harmless
+
 CALM_SECONDS = 10.0  # between plain progress lines
 _PROMPT_CHARACTERS = 40
 _MOST_CHARACTERS = 1000  # of a text that is to become one line
@@ -19,11 +21,6 @@ def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-def harmless(text: str) -> str:
-    """The text with a sign in place of each character that could do something to a screen."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 def one_line(text: str) -> str:

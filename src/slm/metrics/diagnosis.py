@@ -13,7 +13,6 @@ from slm.config import TrainConfig
 from slm.metrics.recorded import Record, Recorded, curve
 
 # Also the limits of what is warned of before a run.
-FEW_STEPS = 100
 MANY_EPOCHS = 10  # up to 4 passes learn nearly as much as new text would, beyond about 16 little (Muennighoff 2023)
 SEEN_OFTEN = 50  # times that an entry of the vocabulary should occur in the training text, on average
 
@@ -26,8 +25,10 @@ _STRONG_PULL = 3.0  # times the limit of gradients
 _MOSTLY = 0.9  # of the steps
 _ENOUGH_STEPS = 200  # to judge how fast the loss passed that of token counts
 _LATE, _STUCK_AT, _STUCK = 0.25, 0.3, 0.93  # shares of the steps, and of the loss of token counts
-_HIGHEST_RATE = 0.02
+_LIKELY_RATES = 0.001, 0.02  # one that works nearly always, and the highest that ever does, about
 _DUMMY = "dummy"
+
+Points = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def _diverged(run: Recorded) -> Iterator[Finding]:
             "The learning rate was too high: training broke down",
             str(run.ending.get("message", "")).partition(" Lower ")[0] + unlimited,
             "Lower the learning rate:",
-            f"--learning_rate {_rate(run, 0.1)}" + ("" if is_limited else " --max_grad_norm 1"),
+            f"{_rate(run, 0.1)}" + ("" if is_limited else " --max_grad_norm 1"),
         )
 
 
@@ -89,7 +90,7 @@ def _learning_rate_too_high(run: Recorded) -> Iterator[Finding]:
             "The learning rate is too high",
             f"{told[0].upper()}{told[1:]}.",
             "Lower the learning rate:",
-            f"--learning_rate {_rate(run, 1 / 3)}",
+            _rate(run, 1 / 3),
         )
 
 
@@ -124,13 +125,15 @@ def _learning_rate_too_low(run: Recorded) -> Iterator[Finding]:
     counts, passed = _counts_loss(run), _steps_to_counts(run)
     if counts is None or passed <= _LATE * run.step or run.status == "diverged" or _signs_of_high(run):
         return
+    if _LIKELY_RATES[1] <= run.resolved.get("learning_rate", 0.0):  # then it is something else
+        return
     when = "was not reached" if passed == math.inf else f"took {passed:,.0f} of the {run.step:,} steps"
     yield Finding(
         "learning rate too low",
         "The learning rate is too low",
         f"To learn how frequent each token is, a training loss of {counts:.2f}, is the easy beginning; it {when}.",
         "Raise the learning rate:",
-        f"--learning_rate {_rate(run, 10)}",
+        _rate(run, 10),
     )
 
 
@@ -160,14 +163,11 @@ def _overfitting(run: Recorded) -> Iterator[Finding]:
 def _underfitting(run: Recorded) -> Iterator[Finding]:
     """val_loss was still falling at the end."""
     points = [(x, y) for x, y in curve(run.evaluations, "val_loss") if math.isfinite(y)]
-    if run.status != "finished" or len(points) < 4 or run.best is not run.evaluations[-1]:
+    if run.status != "finished" or not _is_falling(run, points):
         return
     if any(True for rule in (_learning_rate_too_high, _learning_rate_too_low) for _ in rule(run)):
         return
-    begin, before = [point for point in points if point[0] <= 0.75 * run.step or point is points[0]][-1]
-    end, last = points[-1]
-    if before - last < _STILL_FALLING * last:
-        return
+    (begin, before), (end, last) = _last_quarter(run, points)
     yield Finding(
         "underfitting",
         "The loss was still falling at the end",
@@ -179,12 +179,25 @@ def _underfitting(run: Recorded) -> Iterator[Finding]:
     )
 
 
+def _last_quarter(run: Recorded, points: Points) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The evaluations at the beginning and at the end of the last quarter of the steps."""
+    return [point for point in points if point[0] <= 0.75 * run.step or point is points[0]][-1], points[-1]
+
+
+def _is_falling(run: Recorded, points: Points) -> bool:
+    """Whether val_loss, at its best now, fell clearly in the last quarter of the steps."""
+    if len(points) < 4 or run.best is not run.evaluations[-1]:
+        return False
+    (_, before), (_, last) = _last_quarter(run, points)
+    return before - last >= _STILL_FALLING * last
+
+
 def _repeated(run: Recorded) -> Iterator[Finding]:
     """The text was read so often that further passes teach hardly anything."""
     passes = run.passes or 0.0
     if passes <= MANY_EPOCHS or run.resolved.get("max_minutes"):  # with minutes a plan weighed that
         return
-    if any(True for _ in _underfitting(run)):  # they still do
+    if _is_falling(run, curve(run.evaluations, "val_loss")):  # they still do
         return
     yield Finding(
         "repeated data",
@@ -295,9 +308,11 @@ def _train_loss_at(run: Recorded, step: int) -> float:
 
 
 def _rate(run: Recorded, factor: float) -> str:
-    """So many times the learning rate, or the default where that would still be far from any that works."""
+    """The flag for so many times the learning rate, or for the nearest that is not far from any that works."""
     rate = factor * run.resolved.get("learning_rate", TrainConfig().learning_rate)
-    return f"{rate if rate <= _HIGHEST_RATE else TrainConfig().learning_rate:.2g}"
+    rate = min(rate, _LIKELY_RATES[0 if factor < 1 else 1])
+    lowest = " --min_learning_rate 0" if run.resolved.get("min_learning_rate", 0.0) > rate else ""
+    return f"--learning_rate {rate:.2g}{lowest}"
 
 
 def _longer(run: Recorded) -> str:

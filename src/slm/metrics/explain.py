@@ -85,6 +85,11 @@ class Explanation:
         told = f"loss {self.loss:.4f}, perplexity {self.perplexity:.2f}"
         return f"<slm.Explanation: {self.num_predicted:,} predicted tokens, {told}>"
 
+    def __str__(self) -> str:
+        from slm.metrics.pages.explanation import plain_table
+
+        return plain_table(self)
+
     def _repr_html_(self) -> str:
         """The page for a notebook's cell, without its script."""
         from slm.metrics.pages.explanation import explanation_fragment

@@ -43,6 +43,8 @@ def peak_flops(device: torch.device, precision: str, shapes: Iterable[Shape] | N
     generator = torch.Generator(device).manual_seed(0)  # its own: powers of a GPU depend on what it multiplies
     calls = 1 if device.type == "cpu" else _CALLS_ON_GPU
     ours = _CPU_SHAPES if device.type == "cpu" else _GPU_SHAPES
+    small = torch.ones(64, 64, device=device, dtype=DTYPES[precision])
+    _products(small, small, 1)  # the first one loads what products need
     best, end = 0.0, time.perf_counter() + _SECONDS
     for n, k, m in ours if shapes is None else shapes:
         if shapes is None and best and time.perf_counter() > end:

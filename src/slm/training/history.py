@@ -32,6 +32,16 @@ class History:
         """The records of evaluations, each with step, epoch, val_loss, val_accuracy, val_perplexity."""
         return [record for record in self.records if "val_loss" in record]
 
+    def since_best(self, most: int) -> int:
+        """How many evaluations have come after the best one, counted up to `most`; all of them where there is none."""
+        best, found = self.best["step"] if self.best else -1, 0
+        for record in reversed(self.records):  # those of a long run are many, and the answer is near their end
+            if "val_loss" in record:
+                if record["step"] <= best or found == most:
+                    break
+                found += 1
+        return found
+
     def ending(self) -> Record:
         """The last record: how the run ended."""
         return {"step": self.step, "status": self.status, "message": self.message}
@@ -47,7 +57,10 @@ def read_records(folder: str) -> list[Record]:
     """The records of the run in a folder or at a URL. Raises OSError, and UserError where a line is no record."""
     path = files.join(folder, METRICS)
     try:
-        return records_of(files.read_bytes(path).decode(errors="replace"))
+        found = records_of(files.read_bytes(path).decode(errors="replace"))
+        if not all(type(record.get("step")) is int for record in found):
+            raise ValueError("it has no step")
+        return found
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged: a line of it is no record ({error}).") from error
 

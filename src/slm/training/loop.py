@@ -157,9 +157,8 @@ class Trainer:
     @property
     def out_of_patience(self) -> bool:
         """True when too many evaluations in a row were not better than the best."""
-        best, later = self.history.best, self.history.evaluations
-        since = len(later) if best is None else sum(record["step"] > best["step"] for record in later)
-        return self.config.patience is not None and since >= self.config.patience
+        patience = self.config.patience
+        return patience is not None and self.history.since_best(patience) >= patience
 
     @property
     def status(self) -> str:
@@ -353,18 +352,19 @@ class Trainer:
                 self.best_weights = copy_weights(self.model.state_dict(), torch.clone)
             self.evaluation_is_due = False
             self.record(record)
-            if is_best and self.folder:
-                if self.folder.step is None:  # a model.pt is never without a checkpoint to go on from
-                    self.save()
-                self.folder.save_model(pack_model(self.model, self.best_weights, self.tokenizer, record))
-            self.write_samples(record)
+            try:
+                self.write_samples(record)  # before a checkpoint of this step, which has its records
+            finally:
+                if is_best and self.folder:
+                    if self.folder.step is None:  # a model.pt is never without a checkpoint to go on from
+                        self.save()
+                    self.folder.save_model(pack_model(self.model, self.best_weights, self.tokenizer, record))
             if self.deadline:
                 self.deadline.evaluated(time.monotonic() - started)
 
     def write_samples(self, evaluation: Record) -> None:
         """Records what the model writes, where it is time for it."""
-        is_due = self.samples.due(len(self.history.evaluations), evaluation["elapsed_seconds"])
-        if is_due and math.isfinite(evaluation["val_loss"]) and self.history.status == "finished":
+        if self.history.status == "finished" and self.samples.due(len(self.history.evaluations), evaluation):
             for record in self.samples.records(self.step):
                 self.record(record)
 

@@ -14,12 +14,12 @@ from functools import partial
 from typing import Any
 
 from slm.config import UserError
-from slm.metrics.pages.card import is_edited
+from slm.metrics.pages.page import is_ours
 from slm.storage import checkpoint_folder, files
 from slm.storage.checkpoint_folder import MANIFEST, name_of, steps_of
 from slm.storage.files import MissingError, StorageError, TakenError
 from slm.training.history import has_ended
-from slm.training.resume import BEST, CHECKPOINTS, CONFIG, METRICS, MODEL, PAGES, REPORT
+from slm.training.resume import BEST, CHECKPOINTS, CONFIG, METRICS, MODEL, PAGES
 
 MAX_AT_ONCE = 4  # uploads of one checkpoint
 _MAX_TEXT_BYTES = 2**20  # of a config.toml or manifest
@@ -161,7 +161,8 @@ class RemoteRun:
         if seen and not ours and (seen.size, seen.crc32c) not in self._tried:
             raise TakenError(f"{url}: another process wrote this file; use one folder per run.")
         for name, path in pages.items():
-            if name == REPORT or not is_edited(_text(files.join(self.url, name))):
+            there = _text(files.join(self.url, name))
+            if not there or is_ours(there):
                 self._send(name, path)
         if len(pages) == len(PAGES):
             self._push_metrics(os.path.join(self.local, METRICS))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from typing import Any
 
 from torch import nn
@@ -12,6 +14,7 @@ from slm.data.tokenizer import Tokenizer
 from slm.model.generation import stream_tokens
 from slm.model.transformer import LanguageModel
 from slm.sampling import Sampling
+from slm.training.device import is_out_of_memory
 from slm.training.history import Record
 
 _PROMPTS = 2
@@ -30,14 +33,19 @@ class Samples:
         self.seconds = 0.0  # that were spent
         self._prompts: list[list[int]] = []
 
-    def due(self, evaluations: int, training_seconds: float) -> bool:
-        """Whether it is time for them, after so many evaluations and seconds of training."""
+    def due(self, evaluations: int, evaluation: Record) -> bool:
+        """Whether it is time for them, after so many evaluations, the last of which is this one."""
+        if not math.isfinite(evaluation["val_loss"]):
+            return False
         if self.every is None:
-            return self.seconds <= _SHARE * training_seconds
+            return self.seconds <= _SHARE * float(evaluation["elapsed_seconds"])
         return self.every > 0 and (evaluations - 1) % self.every == 0
 
     def records(self, step: int) -> list[Record]:
-        """A record for each prompt, with the text that comes after it. The model is left in the mode it was in."""
+        """A record for each prompt, with the text that comes after it. The model is left in the mode it was in.
+
+        Where an accelerator's memory is full there is none, now and later, and a warning.
+        """
         assert self.tokenizer and isinstance(self.model, LanguageModel)
         started, was_training = time.monotonic(), self.model.training
         self._prompts = self._prompts or self._beginnings(self.tokenizer)
@@ -48,10 +56,15 @@ class Samples:
             for new in stream_tokens(self.model, self._prompts, settings):
                 for row, id in zip(written, new.ids, strict=True):
                     row.append(id)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            warnings.warn("the memory is full: no samples are written from here on.", stacklevel=2)
+            self.every, written = 0, []
         finally:
             self.model.train(was_training)
         found = []
-        for prompt, ids in zip(self._prompts, written, strict=True):
+        for prompt, ids in zip(self._prompts, written, strict=False):
             if self.tokenizer.end_id in ids:
                 ids = ids[: ids.index(self.tokenizer.end_id)]
             decode = self.tokenizer.decoder(prompt)

@@ -17,7 +17,7 @@ from typing import Any
 from slm.config import TrainConfig, UserError
 from slm.data.manifest import remove_temporary
 from slm.metrics.pages import pages_of
-from slm.metrics.pages.card import is_edited
+from slm.metrics.pages.page import is_ours
 from slm.metrics.recorded import Recorded
 from slm.settings import MARKER, write_config
 from slm.storage import checkpoint, checkpoint_folder, files
@@ -296,10 +296,9 @@ class RunFolder:
             self._try(name, partial(files.write_bytes, self._local(name), pages[name].encode(errors="replace")))
 
     def _own_pages(self) -> list[str]:
-        """The pages to write, which are all but a card that somebody has edited."""
-        card = self._local(resume.CARD)
-        edited = os.path.exists(card) and is_edited(files.read_bytes(card))
-        return [name for name in resume.PAGES if not (name == resume.CARD and edited)]
+        """The pages to write: those that are not there, and those that slm wrote and nobody has edited."""
+        places = {name: self._local(name) for name in resume.PAGES}
+        return [name for name, place in places.items() if not os.path.exists(place) or is_ours(files.read_bytes(place))]
 
     def poll(self) -> None:
         """Warns of trouble, once as long as it lasts. Raises StorageError where another run was first at the URL."""

@@ -9,15 +9,9 @@ from typing import Any
 
 from slm.metrics.diagnosis import diagnose
 from slm.metrics.pages import words
+from slm.metrics.pages.page import CARD_MARKER
 from slm.metrics.pages.report import how_to_load
 from slm.metrics.recorded import Recorded
-
-_OURS = "<!-- Made by slm, which replaces this card when the run goes on. Without this line it leaves it as it is. -->"
-
-
-def is_edited(card: bytes) -> bool:
-    """Whether somebody has made a MODEL_CARD.md their own by taking out its last line."""
-    return bool(card.strip()) and _OURS.encode() not in card
 
 
 def model_card(run: Recorded) -> str:
@@ -29,7 +23,7 @@ def model_card(run: Recorded) -> str:
         f"A small language model that was trained from scratch with `slm` {run.made_with.get('slm', '')}: "
         f"{words.ended(run)}. {learned}",
         "## How to use it",
-        f"```python\n{how_to_load('path/to/this/folder')}\n```",
+        f"```python\n{how_to_load(run, 'path/to/this/folder')}\n```",
         "## Training text",
         _rows([(name, _without_folders(told, run)) for name, told in words.facts(run)])
         or "Token ids or datasets given in Python.",
@@ -53,7 +47,7 @@ def model_card(run: Recorded) -> str:
         "It continues text like the text it was trained on, and knows nothing else. What it writes may be false, and "
         "may repeat the training text word for word. Intended uses, the license of the model and the rights on its "
         "training text are for its owner to add here.",
-        _OURS,
+        CARD_MARKER,
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from slm.metrics.pages.page import escaped
-from slm.smoothing import Smoothed
+from slm.showing import Smoothed
 
 WIDTH, HEIGHT = 480, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 92, 12, 40  # margins
@@ -93,9 +93,19 @@ def line_chart(
 
 
 def thinned_points(points: Sequence[tuple[float, float]], most: int = _MOST_POINTS) -> list[tuple[float, float]]:
-    """At most so many of the points, the last one among them."""
-    step = math.ceil(len(points) / most) or 1
-    return list(points)[::-1][::step][::-1]
+    """At most so many of the points, 3 or more: of each stretch the lowest and the highest, and the last of all.
+
+    So no jump is lost.
+    """
+    if len(points) <= most:
+        return list(points)
+    kept: set[int] = {len(points) - 1}
+    size = math.ceil(len(points) / ((most - 1) // 2))
+    for start in range(0, len(points), size):
+        places = range(start, min(start + size, len(points)))
+        finite = [place for place in places if _is_finite(points[place])] or [start]
+        kept |= {min(finite, key=lambda place: points[place][1]), max(finite, key=lambda place: points[place][1])}
+    return [points[place] for place in sorted(kept)]
 
 
 def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -11,7 +11,7 @@ from slm.config import FIELDS
 from slm.metrics.diagnosis import diagnose
 from slm.metrics.pages import words
 from slm.metrics.pages.charts import Line, exact, line_chart
-from slm.metrics.pages.page import escaped, page, table
+from slm.metrics.pages.page import escaped, page, table, written
 from slm.metrics.recorded import Recorded, curve
 
 FINGERPRINT = "data_fingerprint"
@@ -86,7 +86,9 @@ def _results(named: Sequence[tuple[str, Recorded]], best: Recorded | None) -> st
     header = ("run", "parameters", "steps", "training", "best val_loss", "bits per byte", "accuracy")
     told = "All on the same validation text, as far as each training read it. "
     if best is None:
-        told = "Their validation texts differ, so these numbers do not compare; only the verdicts above do. "
+        told = (
+            "Their validation texts or tokenizers differ, so these numbers do not compare; only the verdicts above do. "
+        )
     elif counting := best.best_counting:
         score, bits = words.measure(counting["loss"], 4), counting["bits_per_byte"]
         shown = "-" if bits is None else words.measure(bits, 4)
@@ -121,9 +123,9 @@ def _differences(runs: Sequence[Recorded]) -> list[list[str]]:
         if any(value != values[0] for value in values):
             rows.append([f"<code>{escaped(name)}</code>", *(escaped(_shown(value)) for value in values)])
     for name in (FINGERPRINT, "train_tokens", "val_tokens", "hardware", "torch", "slm"):
-        values = [run.made_with.get(name) for run in runs]
+        values, most = [run.made_with.get(name) for run in runs], 12 if name == FINGERPRINT else 80
         if any(value != values[0] for value in values):
-            rows.append([escaped(name), *(escaped(f"{_shown(value):.12}") for value in values)])
+            rows.append([escaped(name), *(escaped(f"{_shown(value):.{most}}") for value in values)])
     return rows
 
 
@@ -144,7 +146,4 @@ def _sample(letter: str, run: Recorded) -> str:
     if not run.samples:
         return f"<p><b>{letter}</b>: nothing was kept of what it wrote.</p>"
     last = run.samples[-1]
-    return (
-        f"<p><b>{letter}</b>, step {last['step']:,}:</p>"
-        f'<pre><span class="prompt">{escaped(last["prompt"])}</span>{escaped(last["sample"])}</pre>'
-    )
+    return f"<p><b>{letter}</b>, step {last['step']:,}:</p>{written(last['prompt'], last['sample'])}"

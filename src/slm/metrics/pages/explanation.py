@@ -28,6 +28,7 @@ _VISIBLE = {" ": "·", "\n": "↵", "\t": "→", "\r": "␍", "\u00a0": "⍽"}
 _LIKELY = (0.5, 0.2, 0.05, 0.01, 0.001)  # borders of the shades, as probabilities
 _SHADES = ("50 % or more", "20 - 50 %", "5 - 20 %", "1 - 5 %", "0.1 - 1 %", "below 0.1 %")
 _UNLIKELY = 0.001
+_IN_PLAIN = 3  # alternatives in the plain table
 
 
 def explanation_page(explanation: Explanation, title: str) -> str:
@@ -253,7 +254,7 @@ def _chooser(explanation: Explanation) -> str:
 
     def choice(name: str, numbers: Iterable[int]) -> str:
         options = "".join(f'<option value="{number}">{number}</option>' for number in numbers)
-        return f'<label>{name} <select data-of="{name}"><option value="">mean of all</option>{options}</select></label>'
+        return f'<label>{name} <select><option value="">mean of all</option>{options}</select></label>'
 
     buttons = [
         f'<button type="button" class="t" tabindex="-1">{escaped(visible(piece))}</button>'
@@ -306,3 +307,31 @@ def _listed(pieces: Sequence[Piece]) -> str:
     """Pieces of text with their probabilities."""
     shown = told_alternatives(pieces)
     return " ".join(f'<span class="pair">{_code(piece)} {percent(value)}</span>' for piece, value in shown)
+
+
+def plain_table(found: Explanation) -> str:
+    """The tokens of a text in lines that align, and what they add up to."""
+
+    def listed(pieces: Sequence[tuple[str, float]]) -> str:
+        return "  ".join(f"{visible(piece)} {percent(value)}" for piece, value in told_alternatives(pieces)[:_IN_PLAIN])
+
+    rows = [("token", "probability", "surprisal", "rank", "likeliest in its place")]
+    for piece, probability, surprisal, rank, others in zip(
+        found.tokens, found.probability, found.surprisal, found.rank, found.alternatives, strict=True
+    ):
+        if probability is None or surprisal is None or rank is None:
+            rows.append((visible(piece), "-", "-", "-", "-"))
+        else:
+            rows.append((visible(piece), percent(probability), f"{surprisal:.2f}", f"{rank:,}", listed(others)))
+    rows.append(("next", "", "", "", listed(found.following)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            (row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:4], widths[1:4], strict=True)), row[4])
+        )
+        for row in rows
+    ]
+    sums = f"{found.total:.2f} nats in {found.num_predicted:,} predicted tokens"
+    return "\n".join(
+        [*(line.rstrip() for line in lines), "", f"{sums}: loss {found.loss:.4f}, perplexity {found.perplexity:.2f}"]
+    )

@@ -5,7 +5,12 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
-MARKER = "<!-- A page of slm. -->"  # ends the first line of every page; a file without it is never overwritten
+from slm.showing import harmless
+
+MARKER = "<!-- A page of slm. -->"  # ends the first line of every page
+CARD_MARKER = (  # the last line of every card
+    "<!-- Made by slm, which replaces this card when the run goes on. Without this line it leaves it as it is. -->"
+)
 _DARK = """
   --ink: #e7e9ec; --soft: #a9b1bb; --line: #3a414b; --paper: #16191d; --panel: #1f2429; --accent: #7fb4ff;
   --good: #6fd39b; --bad: #ff9d8a; --heat: 127, 180, 255; --sure: 111, 211, 155;
@@ -86,10 +91,15 @@ body { margin: 0; }
 """
 
 
+def is_ours(content: bytes) -> bool:
+    """Whether a file is a page or a card as slm writes them; any other one is never overwritten."""
+    first = content.split(b"\n", 1)[0].rstrip()
+    return first.endswith(MARKER.encode()) or content.rstrip().endswith(CARD_MARKER.encode())
+
+
 def escaped(text: object) -> str:
     """Text as it may stand in HTML, also inside a quoted attribute."""
-    shown = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in str(text))
-    return html.escape(shown, quote=True)
+    return html.escape(harmless(str(text)), quote=True)
 
 
 def page(title: str, body: str, *, style: str = "", script: str = "") -> str:
@@ -135,12 +145,17 @@ def table(
     names = "".join(cell("th", i, escaped(name), ' scope="col"') for i, name in enumerate(header))
     head = f"<thead><tr>{names}</tr></thead>" if header else ""
     told = f'<p class="soft">{escaped(caption)}</p>' if caption else ""
-    size = " roomy" if len(header) > 3 else ""
+    size = ' class="roomy"' if len(header) > 3 else ""
     label = f' aria-label="{escaped(caption or ", ".join(header))}"' if header else ""
     return (
         f'{told}<div class="wide"{f""" tabindex="0" role="region"{label}""" if header else ""}>'
-        f'<table class="table{size}"{label}>{head}<tbody>{"".join(lines)}</tbody></table></div>'
+        f"<table{size}{label}>{head}<tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def written(prompt: str, text: str) -> str:
+    """What a model wrote, after a prompt that stands out. Both are plain text."""
+    return f'<pre><span class="prompt">{escaped(prompt)}</span>{escaped(text)}</pre>'
 
 
 def tiles(numbers: Iterable[tuple[str, str]]) -> str:

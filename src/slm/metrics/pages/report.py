@@ -11,7 +11,7 @@ from slm.config import FIELDS, RunOptions
 from slm.metrics.diagnosis import Finding, diagnose, next_step
 from slm.metrics.pages import words
 from slm.metrics.pages.charts import Line, line_chart, smoothed
-from slm.metrics.pages.page import details, escaped, page, table, tiles
+from slm.metrics.pages.page import details, escaped, page, table, tiles, written
 from slm.metrics.recorded import THIS_MODEL, YOU, Recorded, curve
 from slm.metrics.summary import summary
 
@@ -51,7 +51,7 @@ def report_page(run: Recorded) -> str:
         "<h2>Environment</h2>",
         table((), [(escaped(name), escaped(value)) for name, value in _environment(run)]),
         "<h2>How to use the model</h2>",
-        f"<pre>{escaped(how_to_load(run.name))}</pre>",
+        f"<pre>{escaped(how_to_load(run, run.name))}</pre>",
         "<h2>Words</h2>",
         table((), [(f"<b>{escaped(word)}</b>", escaped(told)) for word, told in words.WORDS.items()]),
         f"<footer><p>Written by slm {escaped(run.made_with.get('slm', ''))} on {time.strftime('%d %B %Y')}. "
@@ -227,21 +227,17 @@ def _samples(run: Recorded) -> str:
         for record in (records[i] for i in sorted(chosen)):
             loss = f", val_loss {words.measure(losses[record['step']])}" if record["step"] in losses else ""
             loss += ", the best, kept" if record["step"] == kept else ""
-            shown.append(f"<h3>step {record['step']:,}{loss}</h3>{_written(record['prompt'], record['sample'])}")
+            shown.append(f"<h3>step {record['step']:,}{loss}</h3>{written(record['prompt'], record['sample'])}")
         parts.append(details(f"Beginning {number + 1}", "".join(shown), is_open=number == 0))
     for record in by_prompt.get("", [])[-1:]:
         parts.append(f"<h3>The kept model (step {record['step']:,}), from nothing</h3>")
-        parts.append(_written("", record["sample"]))
+        parts.append(written("", record["sample"]))
     return "".join(parts)
 
 
 def _facts(run: Recorded) -> str:
     rows = [(escaped(name), escaped(told)) for name, told in (*words.facts(run), *_model(run))]
     return table((), rows) if rows else "<p>A model and datasets that were given in Python.</p>"
-
-
-def _written(prompt: str, text: str) -> str:
-    return f'<pre><span class="prompt">{escaped(prompt)}</span>{escaped(text)}</pre>'
 
 
 def _model(run: Recorded) -> list[tuple[str, str]]:
@@ -292,14 +288,24 @@ def _environment(run: Recorded) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in rows.items() if value not in (None, "")]
 
 
-def how_to_load(folder: str) -> str:
-    """Commands and Python that use the model of a run."""
+def how_to_load(run: Recorded, folder: str) -> str:
+    """Commands and Python that use the model of a run that lies in that folder."""
+    name, shell = repr(folder), shlex.quote(folder)
+    if run.model_config is None:
+        weights = f"slm.storage.load_file({folder + '/model.pt'!r})"
+        return f'import slm\n\nmodel.load_state_dict({weights}["model"])  # a module of the same class'
+    if "tokenizer" not in run.resolved:
+        return (
+            f"import slm\n\nrun = slm.load({name})\n"
+            "slm.generate_tokens(run.model, [[1, 2, 3]])  # token ids that go on from a beginning\n"
+            "run.plot()                                   # the curves"
+        )
     return (
-        f"import slm\n\nrun = slm.load({folder!r})\n"
+        f"import slm\n\nrun = slm.load({name})\n"
         'print(run.generate("Once"))      # text that goes on from a beginning\n'
         "run.plot()                       # the curves\n"
         'slm.explain(run, "Once upon")    # what it expects at each token, and what it looks at\n\n'
         "# from a shell:\n"
-        f'#   slm-generate --model_dir {shlex.quote(folder)} --prompt "Once"\n'
-        f"#   slm-evaluate --model_dir {shlex.quote(folder)}"
+        f'#   slm-generate --model_dir {shell} --prompt "Once"\n'
+        f"#   slm-evaluate --model_dir {shell}"
     )

@@ -23,7 +23,6 @@ STYLE = f"""
 .slm .legend {{ line-height: 2; }}
 .slm .pair {{ white-space: nowrap; margin-right: .8em; }}
 .slm .pair code {{ box-shadow: 0 0 0 1px var(--line); border-radius: .2em; padding: 0 .15em; }}
-.slm .wide:focus-visible {{ outline: 2px solid var(--accent); }}
 .slm .lens {{ font-size: .85rem; border-collapse: separate; border-spacing: 2px; }}
 .slm .lens th, .slm .lens td {{ padding: .2rem .4rem; border: 0; white-space: nowrap; border-radius: .2rem; }}
 .slm .lens th[scope="row"] {{ position: sticky; left: 0; background: var(--paper); font-weight: 600; }}

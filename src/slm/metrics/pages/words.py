@@ -119,7 +119,7 @@ def compared(run: Recorded) -> str:
     told = f"{_which(best['name'])} ({predictor_in_words(best['name'])}{of})"
     blind = next((one for one in run.ranked if one["name"] == "uniform"), None)
     if blind and model["score"] >= blind["score"]:
-        text = f"Useless: no better than guessing blindly, and {told} is far better: {numbers}."
+        text = f"Useless: it is no better than guessing blindly. Beside {told}: {numbers}."
     elif model["score"] < best["score"]:
         text = f"Better than {told}, the best of the predictors that only count: {numbers}."
     else:
@@ -146,7 +146,7 @@ def command(run: Recorded, flag: str) -> str:
     if "resume" in asked:
         asked["model_dir"] = run.name
     elif run.name != THIS_RUN:
-        asked["model_dir"] = f"{run.name.rstrip('/')}-2" if run.name.strip("./") else "runs/next"
+        asked["model_dir"] = f"{run.name.rstrip('/' + chr(92))}-2" if run.name.strip("./") else "runs/next"
     if "data" not in run.asked and run.made_with.get("data_name") != "dummy":  # it was given in Python
         text = "[*your_data, *more_data]" if "data" in asked else "your_data"
         settings = [f"{name}={_in_python(value)}" for name, value in asked.items() if name != "data"]
