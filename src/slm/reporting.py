@@ -72,7 +72,8 @@ def comparison(folders: Sequence[str], on_progress: Progress = no_progress) -> t
             for number, (one, name) in enumerate(zip(found, names, strict=True))
             if number != best
         ]
-        told = [f"Judged on {found[best].text}, unit by unit ({found[best].units_told}).", *verdicts]
+        text = found[best].text.replace(os.path.join(os.getcwd(), ""), "")  # a name that is short where one works
+        told = [f"Judged on {text}, unit by unit ({found[best].units_told}).", *verdicts]
     except (UserError, OSError) as error:
         told = [f"No paired verdict: {error}"]
     return comparison_page(runs, told), told
