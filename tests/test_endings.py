@@ -26,7 +26,7 @@ from slm.model.transformer import LanguageModel
 from slm.reporting import report as slm_report
 from slm.settings import read_table, read_toml, write_config
 from slm.storage import checkpoint, checkpoint_folder, files, gcs
-from slm.training import background
+from slm.training import background, samples
 from slm.training.history import has_ended
 from slm.training.loop import History, train_and_evaluate
 from slm.training.remote import RemoteRun
@@ -626,3 +626,24 @@ def test_a_run_that_is_loaded_and_saved_tells_all_that_it_told(place: str, text_
     slm.load(tmp_path / "alone.pt").save(tmp_path / "of one file")
     (only,) = (tmp_path / "of one file" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(only)["val_loss"] > 0
+
+
+def test_the_stop_button_in_the_last_sample_leaves_a_finished_run(
+    place: str, text_file: str, machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = samples.Samples.records
+
+    def stopped(self: samples.Samples, step: int) -> Any:
+        if step == 12:
+            raise KeyboardInterrupt
+        return records(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(samples.Samples, "records", stopped)
+        run = train(text_file, place)
+    assert run.history is not None
+    assert run.history.status == "finished"
+    assert any("yardsticks" in record for record in run.history.records)
+    assert "finished after 12 steps" in files.read_bytes(files.join(place, "report.html")).decode()
+    with pytest.raises(slm.UserError, match="which finished at step 12"):
+        train(text_file, place)

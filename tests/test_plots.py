@@ -140,3 +140,11 @@ def test_numbers_that_are_none_are_passed_over(odd: float) -> None:
     assert figure._repr_png_()
     assert all(map(math.isfinite, figure.axes[0].get_ylim()))
     assert plot([made_up("run", odd, odd)])._repr_png_()
+
+
+@pytest.mark.parametrize("wrong", [None, 5, [1]])
+def test_what_is_no_run_is_told_so(wrong: Any) -> None:
+    with pytest.raises(slm.UserError, match="is no run: give a slm"):
+        slm.plot(wrong)
+    with pytest.raises(slm.UserError, match="is no run: give a slm"):
+        slm.explain(wrong, "text")

@@ -20,6 +20,8 @@ def explain(run: Run | str | os.PathLike[str], text: str) -> Explanation:
     """
     if not isinstance(text, str):
         raise UserError(f"text = {text!r:.60}: must be a str.")
+    if not isinstance(run, Run | str | os.PathLike):
+        raise UserError(f"{run!r:.60} is no run: give a slm.Run, or the folder or URL of one.")
     run = run if isinstance(run, Run) else load(run)
     if run.tokenizer is None:
         raise UserError(

@@ -36,6 +36,8 @@ def recorded_of(run: RunOrPath) -> Recorded:
     """What can be told about a run, or about the one in a folder or at a URL. Raises UserError and OSError."""
     if isinstance(run, Run):
         return run.recorded
+    if not isinstance(run, str | os.PathLike):
+        raise UserError(f"{run!r:.60} is no run: give a slm.Run, or the folder or URL of one.")
     folder = os.fspath(run)
     files.check_path(folder)
     for name in (CONFIG, METRICS):

@@ -120,16 +120,14 @@ class Trainer:
         self.deadline = Deadline(60 * config.max_minutes) if config.max_minutes and not config.max_steps else None
         self.micro_batch_size = config.micro_batch_size or config.batch_size
         self.with_loss: nn.Module = WithLoss(model)
-        self.optimizer = make_optimizer(model, config, machine)
-        self.scaler = machine.grad_scaler()
+        self.optimizer, self.scaler = make_optimizer(model, config, machine), machine.grad_scaler()
         self.watch = Watch(machine.device, self.scaler, config.max_grad_norm)
         self.samples = Samples(model, tokenizer, val_dataset, config.sample_every)
         self.peak: float | None = None  # tokens per second, where it is known
         self.bytes_per_token = tokenizer.bytes_per_token() if tokenizer else None
         self.history = History(self.total_steps)
         self.best_weights: dict[str, Tensor] = {}
-        self.step = 0  # the last one done
-        self.tokens_seen = 0
+        self.step = self.tokens_seen = 0  # step: the last one done
         self.evaluation_is_due = self.save_is_due = False
         self.clock, self.speed_watch = Clock(), SpeedWatch(machine.threads if machine.device.type == "cpu" else 1)
 
@@ -194,7 +192,8 @@ class Trainer:
             if self.history.status != "interrupted" and not self.is_evaluated:
                 self.evaluate()
         except KeyboardInterrupt:  # the stop button of a notebook; commands install a handler and never get here
-            self.history.status = "interrupted"
+            if not (self.is_over and self.is_evaluated):  # else it was pressed in the last sample
+                self.history.status = "interrupted"
         self.end(is_whole)
 
     def ends_early(self) -> bool:
@@ -304,6 +303,7 @@ class Trainer:
         """Records the mean training loss since the last log, the learning rate and the speed."""
         seconds, tokens = self.clock.lap(self.tokens_seen)
         self.speed_watch.see(tokens / seconds)
+        self.peak = self.peak and max(self.peak, tokens / seconds)  # measured while the machine was busy, it is low
         self.record(
             {
                 "step": self.step,
