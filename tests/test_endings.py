@@ -631,16 +631,21 @@ def test_a_run_that_is_loaded_and_saved_tells_all_that_it_told(place: str, text_
 def test_the_stop_button_in_the_last_sample_leaves_a_finished_run(
     place: str, text_file: str, machine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    records = samples.Samples.records
+    write, step = samples.stream_tokens, 0
 
-    def stopped(self: samples.Samples, step: int) -> Any:
+    def stopped(*arguments: Any) -> Any:
         if step == 12:
             raise KeyboardInterrupt
-        return records(self, step)
+        return write(*arguments)
+
+    def on_log(record: dict[str, Any]) -> None:
+        nonlocal step
+        step = record["step"]
 
     with monkeypatch.context() as patch:
-        patch.setattr(samples.Samples, "records", stopped)
-        run = train(text_file, place)
+        patch.setattr(samples, "stream_tokens", stopped)
+        run = train(text_file, place, on_log=on_log)
+    assert [r for r in run.history.records if "sample" in r and r["step"] == 12] == []  # type: ignore[union-attr]
     assert run.history is not None
     assert run.history.status == "finished"
     assert any("yardsticks" in record for record in run.history.records)

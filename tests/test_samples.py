@@ -282,7 +282,7 @@ def test_the_stop_button_within_a_sample_leaves_a_run_that_goes_on(
 def test_the_time_of_samples_does_not_count_as_training(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
 
-    def slow(self: Samples, step: int) -> list[dict[str, Any]]:
+    def slow(self: Samples, step: int, *, is_last: bool = False) -> list[dict[str, Any]]:
         before = clock.elapsed_seconds()
         end = samples.time.monotonic() + 0.05
         while samples.time.monotonic() < end:

@@ -192,8 +192,7 @@ class Trainer:
             if self.history.status != "interrupted" and not self.is_evaluated:
                 self.evaluate()
         except KeyboardInterrupt:  # the stop button of a notebook; commands install a handler and never get here
-            if not (self.is_over and self.is_evaluated):  # else it was pressed in the last sample
-                self.history.status = "interrupted"
+            self.history.status = "interrupted"
         self.end(is_whole)
 
     def ends_early(self) -> bool:
@@ -365,7 +364,7 @@ class Trainer:
     def write_samples(self, evaluation: Record) -> None:
         """Records what the model writes, where it is time for it."""
         if self.history.status == "finished" and self.samples.due(len(self.history.evaluations), evaluation):
-            for record in self.samples.records(self.step):
+            for record in self.samples.records(self.step, is_last=self.is_over):
                 self.record(record)
 
     def record(self, record: Record) -> None:

@@ -41,7 +41,7 @@ class Samples:
             return self.seconds <= _SHARE * float(evaluation["elapsed_seconds"])
         return self.every > 0 and (evaluations - 1) % self.every == 0
 
-    def records(self, step: int) -> list[Record]:
+    def records(self, step: int, *, is_last: bool = False) -> list[Record]:
         """A record for each prompt, with the text that comes after it. The model is left in the mode it was in.
 
         Where an accelerator's memory is full there is none, now and later, and a warning.
@@ -56,6 +56,10 @@ class Samples:
             for new in stream_tokens(self.model, self._prompts, settings):
                 for row, id in zip(written, new.ids, strict=True):
                     row.append(id)
+        except KeyboardInterrupt:  # the stop button of a notebook; a run that is over is no more to be interrupted
+            if not is_last:
+                raise
+            written = []
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
