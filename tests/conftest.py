@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,18 @@ def text_file(tmp_path: Path, text: str) -> str:
     path = tmp_path / "text.txt"
     path.write_text(text, encoding="utf-8")
     return str(path)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Goes to a machine, which is known by its cache."""
+
+    def go(name: str) -> Path:
+        monkeypatch.setenv("SLM_CACHE", str(tmp_path / name))
+        return tmp_path / name
+
+    go("first machine")
+    return go
 
 
 @pytest.fixture

@@ -310,3 +310,9 @@ def check_escaped(make: Callable[[str], str]) -> None:
         (one.tag, sorted(one.attrib)) for one in plain.iter()
     ]
     assert evil in "".join(figure.itertext())
+
+
+def test_a_curve_of_one_point_is_seen() -> None:
+    drawn = line_chart("loss", [Line("a", [(1, 2.0)])], x_label="step", y_label="nats")
+    assert drawn.count("<circle") == 1
+    assert "<circle" not in line_chart("loss", [Line("a", [(1, 2.0), (2, 1.0)])], x_label="step", y_label="nats")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import subprocess
 import sys
@@ -140,3 +141,14 @@ def test_help_needs_no_torch() -> None:
     assert done.returncode == 0, done.stderr
     for flag in ("--model_dir", "--text", "--out"):
         assert flag in done.stdout
+
+
+def test_one_token_with_nothing_before_it_is_refused(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = slm.load(runs / "words")
+    assert run.tokenizer is not None
+    one = run.tokenizer.decode(run.tokenizer.encode("the")[:1])
+    alone = dataclasses.replace(run, made_with={**run.made_with, "many_documents": False})
+    with pytest.raises(slm.UserError, match="has one token, and nothing stands before it"):
+        slm.explain(alone, one)
+    begun = dataclasses.replace(run, made_with={**run.made_with, "many_documents": True})
+    assert slm.explain(begun, one).num_predicted == 1

@@ -169,9 +169,11 @@ def test_a_page_of_ours_is_replaced_and_nothing_else_is(capsys: pytest.CaptureFi
     Path("empty.html").write_text("")
     Path("quoting.html").write_text(f"<!doctype html>\n{MARKER}\n")
     Path("folder").mkdir()
-    for name in ("mine.html", "empty.html", "quoting.html", "folder", "a/metrics.jsonl"):
+    for name in ("mine.html", "empty.html", "quoting.html", "a/metrics.jsonl"):
         message = refused(capsys, "a", "b", "--out", name)
         assert name in message and "not replaced" in message
+    for name in ("folder", "missing/"):
+        assert f"--out = '{name}' is a folder: name a file in it" in refused(capsys, "a", "b", "--out", name)
     shutil.copy("mine.html", "comparison.html")
     assert "comparison.html" in refused(capsys, "a", "b")
 
@@ -183,7 +185,8 @@ def test_what_is_no_run_is_refused_in_one_line(capsys: pytest.CaptureFixture[str
         assert "holds no run" in message
         assert next(one for one in arguments if one not in ("a", "b")) in message
     Path("void", "metrics.jsonl").write_text("{}\n")
-    assert "there is no config.toml in it" in refused(capsys, "void")
+    assert "void holds no run. Cannot read 'void/config.toml'" in refused(capsys, "void")
+    assert "holds no run" not in refused(capsys, "https://127.0.0.1:9/run")  # nobody answers, which is something else
     Path("void", "config.toml").write_text("[tool]\nx = 1\n")
     assert "void" in refused(capsys, "void")
     Path("void", "config.toml").write_text("no toml")

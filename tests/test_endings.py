@@ -68,18 +68,6 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"memory://{tmp_path.name}/a [1]" if request.param == "memory" else str(tmp_path / "run")
 
 
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Goes to a machine, which is known by its cache."""
-
-    def go(name: str) -> Path:
-        monkeypatch.setenv("SLM_CACHE", str(tmp_path / name))
-        return tmp_path / name
-
-    go("first machine")
-    return go
-
-
 @pytest.fixture(scope="module")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("text") / "text.txt"

@@ -62,7 +62,7 @@ def read(folder: Path) -> tuple[str, dict[str, Any] | None]:
 def test_the_hub_reads_the_card_and_finds_the_numbers_of_the_run(runs: Path, kind: str) -> None:
     text, best = read(runs / kind)
     data = ModelCard(text).data
-    assert data.library_name == "slm"
+    assert data.to_dict()["library_name"] == "slm"
     assert data.pipeline_tag == "text-generation"
     assert data.tags == ["slm", "text-generation"]
     found = {one.metric_type: one.metric_value for one in data.eval_results or []}

@@ -76,18 +76,6 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"memory://{tmp_path.name}/a [1]" if request.param == "memory" else (tmp_path / "there [1]").as_uri()
 
 
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Goes to a machine, which is known by its cache."""
-
-    def go(name: str) -> Path:
-        monkeypatch.setenv("SLM_CACHE", str(tmp_path / name))
-        return tmp_path / name
-
-    go("first machine")
-    return go
-
-
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory, text: str) -> str:
     """The folder of a run that nothing disturbed."""

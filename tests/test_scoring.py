@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import math
 import tracemalloc
 from typing import Any
@@ -179,10 +178,9 @@ def test_a_text_ten_times_as_long_takes_no_more_memory(stride: int | None, monke
     monkeypatch.setattr(scoring, "_TOKENS_AT_ONCE", 5000)
     monkeypatch.setattr(scoring, "_PLACES_AT_ONCE", 100)
     peaks = []
-    for length in (40_000, 400_000):
+    for length in (400_000, 40_000, 400_000):  # the first fills what Python keeps of freed objects, which is not ours
         row = Tokens([(np.arange(length) % 4).astype(np.uint16)])
         model = Source([0.25] * 4)
-        gc.collect()  # what other tests left behind, and would be tidied up meanwhile
         tracemalloc.start()
         scored(model, TextDataset(row, 256), stride=stride)
         peaks.append(tracemalloc.get_traced_memory()[1])
@@ -190,7 +188,7 @@ def test_a_text_ten_times_as_long_takes_no_more_memory(stride: int | None, monke
         assert max(model.asked) <= 4096
         assert sum(model.asked) >= length - 1
     assert max(read) <= 5000
-    assert peaks[1] < 2 * peaks[0]  # not ten times; what else the process does moves it by a third
+    assert peaks[2] < 1.3 * peaks[1]
 
 
 def test_a_short_stride_over_a_long_text_takes_no_more_memory() -> None:

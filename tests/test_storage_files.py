@@ -485,3 +485,11 @@ def test_an_exception_of_a_foreign_family_becomes_a_storage_error(monkeypatch: p
     monkeypatch.setattr(fsspec.filesystem("memory"), "open", fail)
     with pytest.raises(StorageError, match=r"memory://x.*BotoError: signature"):
         files.read_bytes("memory://x")
+
+
+def test_a_web_server_that_does_not_answer_is_no_absence() -> None:
+    url = "http://127.0.0.1:9/run/config.toml"  # where nobody listens
+    for look in (files.exists, files.is_folder, files.look, files.read_bytes):
+        with pytest.raises(files.StorageError, match=r"127\.0\.0\.1:9") as caught:
+            look(url)
+        assert not isinstance(caught.value, files.MissingError)

@@ -31,4 +31,6 @@ def explain(run: Run | str | os.PathLike[str], text: str) -> Explanation:
     if not ids:
         raise UserError("the text is empty: give one of at least one token.")
     start = [] if run.start_id is None else [run.start_id]
+    if len(start) + len(ids) < 2:
+        raise UserError("the text has one token, and nothing stands before it to expect it from: give a longer one.")
     return explain_tokens(run.model, [*start, *ids], run.tokenizer, begins=bool(start))

@@ -18,7 +18,7 @@ from slm.run import Run
 from slm.settings import read_config, read_table
 from slm.storage import files
 from slm.training.history import read_records
-from slm.training.resume import CONFIG, METRICS
+from slm.training.resume import CONFIG
 
 RunOrPath = Run | str | os.PathLike[str]
 Progress = Callable[[str, int, int | None], None]
@@ -40,11 +40,11 @@ def recorded_of(run: RunOrPath) -> Recorded:
         raise UserError(f"{run!r:.60} is no run: give a slm.Run, or the folder or URL of one.")
     folder = os.fspath(run)
     files.check_path(folder)
-    for name in (CONFIG, METRICS):
-        if not files.exists(files.join(folder, name)):
-            raise UserError(f"{folder} holds no run: there is no {name} in it. Name the --model_dir of a training.")
-    resolved, made_with = (read_table(folder, name) for name in ("resolved", "made_with"))
-    return Recorded(folder, read_records(folder), resolved, made_with, read_config(files.join(folder, CONFIG)))
+    try:
+        resolved, made_with = (read_table(folder, name) for name in ("resolved", "made_with"))
+        return Recorded(folder, read_records(folder), resolved, made_with, read_config(files.join(folder, CONFIG)))
+    except files.MissingError as error:
+        raise UserError(f"{folder} holds no run. {error} Name the --model_dir of a training.") from error
 
 
 def report(folder: str) -> dict[str, str]:
@@ -77,5 +77,5 @@ def comparison(folders: Sequence[str], on_progress: Progress = no_progress) -> t
         text = found[best].text.replace(os.path.join(os.getcwd(), ""), "")  # a name that is short where one works
         told = [f"Judged on {text}, unit by unit ({found[best].units_told}).", *verdicts]
     except (UserError, OSError) as error:
-        told = [f"No paired verdict: {error}"]
+        told = [f"No paired verdict: {error} On another text slm-evaluate --data tells which is better."]
     return comparison_page(runs, told), told

@@ -140,17 +140,18 @@ class Interruption:
 
 
 def check_replaceable(out: str) -> None:
-    """Raises UserError where a file is there that is no page of ours."""
+    """Raises UserError for what names no file, and where a file is there that is no page of ours."""
     from slm.metrics.pages.page import is_ours
     from slm.storage import files
 
     files.check_path(out)
+    if out.endswith(("/", os.sep)) or files.is_folder(out):
+        raise UserError(f"--out = {out!r} is a folder: name a file in it.")
     if not files.exists(out):
         return
-    if not files.is_folder(out):
-        with files.open_read(out) as file:
-            if is_ours(file.readline(1000)):
-                return
+    with files.open_read(out) as file:
+        if is_ours(file.readline(1000)):
+            return
     raise UserError(f"--out = {out!r} is there and is no page of slm, so it is not replaced: name another file.")
 
 

@@ -18,18 +18,32 @@ def filesystem(path: str, doing: str) -> Iterator[Any]:
     with explaining(path, doing):
         try:
             yield url_to_fs(path, **({"auto_mkdir": True} if path.startswith("file:") else {}))[0]
-        except OSError:
+        except OSError as error:
+            if cause := _unreachable(error):
+                raise cause from error
             raise
         except Exception as error:  # each package behind fsspec has its own family of exceptions
             raise OSError(f"{type(error).__name__}: {error}") from error
 
 
+def _unreachable(error: OSError) -> OSError | None:
+    """What kept a server from answering, which fsspec's web files tell as the absence of a file; else None."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or isinstance(cause, FileNotFoundError):
+        return None
+    return cause if isinstance(cause, OSError) else None
+
+
 def _told(path: str) -> dict[str, Any] | None:
     """What the storage tells of a file or folder now, or None where there is neither."""
-    with filesystem(path, "look at") as system, contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    with filesystem(path, "look at") as system:
         # Not system.exists: that takes a network that does not answer for an absence.
         system.invalidate_cache()
-        return dict(system.info(path))
+        try:
+            return dict(system.info(path))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if _unreachable(error):
+                raise
     return None
 
 

@@ -233,7 +233,7 @@ def _curve(frame: _Frame, line: Line) -> str:
     dash = f' stroke-dasharray="{dashes}"' if dashes and not line.faint else ""
     kind = "curve faint" if line.faint else "curve"
     parts = [f'<path class="{kind}" style="stroke:{colour}"{dash} d="{"".join(path)}"/>']
-    for x, y in line.points if line.dots else ():
+    for x, y in line.points if line.dots or len(_finite(line)) == 1 else ():
         if _is_finite((x, y)):
             told = escaped(f"{line.name} {number(y)} at {number(x)}")
             parts.append(

@@ -10,7 +10,8 @@ import math
 import struct
 import unicodedata
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,18 +85,41 @@ def _introduction(explanation: Explanation) -> str:
     )
 
 
+class _Told(NamedTuple):
+    """A token with its numbers in words, which are "-" for one that has none."""
+
+    piece: str
+    is_known: bool
+    probability: str
+    surprisal: str
+    rank: str
+    shade: str
+    alternatives: Sequence[Piece]
+
+
+def _told(explanation: Explanation) -> Iterator[_Told]:
+    """The tokens of a text, one by one."""
+    for piece, probability, surprisal, rank, others in zip(
+        explanation.tokens,
+        explanation.probability,
+        explanation.surprisal,
+        explanation.rank,
+        explanation.alternatives,
+        strict=True,
+    ):
+        if probability is None:
+            yield _Told(piece, False, "-", "-", "-", "none", others)
+        else:
+            yield _Told(piece, True, percent(probability), f"{surprisal:.2f}", f"{rank:,}", _shade(probability), others)
+
+
 def _surprise(explanation: Explanation) -> str:
     """The text with each token in the shade of its surprisal, and what they add up to."""
     spans = []
-    for number, piece in enumerate(explanation.tokens):
-        probability, surprisal, rank = (
-            values[number] for values in (explanation.probability, explanation.surprisal, explanation.rank)
-        )
-        if probability is None or surprisal is None:
-            told, kind = "no numbers: nothing stands before it", "none"
-        else:
-            told, kind = f"{percent(probability)}, surprisal {surprisal:.2f} nats, rank {rank:,}", _shade(probability)
-        spans.append(f'<span class="t {kind}" title="{escaped(told)}">{escaped(visible(piece))}</span>')
+    for one in _told(explanation):
+        told = f"{one.probability}, surprisal {one.surprisal} nats, rank {one.rank}"
+        told = told if one.is_known else "no numbers: nothing stands before it"
+        spans.append(f'<span class="t {one.shade}" title="{escaped(told)}">{escaped(visible(one.piece))}</span>')
     legend = "".join(f'<span class="t s{number}">{escaped(name)}</span> ' for number, name in enumerate(_SHADES))
     numbers = (
         (_number(explanation.total, 2), f"nats: the surprisal of all {explanation.num_predicted:,} predicted tokens"),
@@ -113,22 +137,17 @@ def _surprise(explanation: Explanation) -> str:
 
 
 def _token_table(explanation: Explanation) -> str:
-    rows = []
-    for number, piece in enumerate(explanation.tokens):
-        probability, surprisal, rank = (
-            values[number] for values in (explanation.probability, explanation.surprisal, explanation.rank)
+    rows = [
+        (
+            str(number),
+            _code(one.piece),
+            one.probability,
+            one.surprisal,
+            one.rank,
+            _listed(one.alternatives) if one.is_known else "-",
         )
-        known = probability is not None and surprisal is not None
-        rows.append(
-            (
-                str(number + 1),
-                _code(piece),
-                percent(probability) if probability is not None else "-",
-                f"{surprisal:.2f}" if surprisal is not None else "-",
-                f"{rank:,}" if rank is not None else "-",
-                _listed(explanation.alternatives[number]) if known else "-",
-            )
-        )
+        for number, one in enumerate(_told(explanation), 1)
+    ]
     rows.append(("", "<em>next</em>", "", "", "", _listed(explanation.following)))
     made = table(
         ("", "token", "probability", "surprisal", "rank", "what the model held likeliest in its place"),
@@ -316,13 +335,9 @@ def plain_table(found: Explanation) -> str:
         return "  ".join(f"{visible(piece)} {percent(value)}" for piece, value in told_alternatives(pieces)[:_IN_PLAIN])
 
     rows = [("token", "probability", "surprisal", "rank", "likeliest in its place")]
-    for piece, probability, surprisal, rank, others in zip(
-        found.tokens, found.probability, found.surprisal, found.rank, found.alternatives, strict=True
-    ):
-        if probability is None or surprisal is None or rank is None:
-            rows.append((visible(piece), "-", "-", "-", "-"))
-        else:
-            rows.append((visible(piece), percent(probability), f"{surprisal:.2f}", f"{rank:,}", listed(others)))
+    for one in _told(found):
+        others = listed(one.alternatives) if one.is_known else "-"
+        rows.append((visible(one.piece), one.probability, one.surprisal, one.rank, others))
     rows.append(("next", "", "", "", listed(found.following)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
