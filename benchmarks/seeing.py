@@ -36,7 +36,7 @@ def measure(data: str, folder: str) -> dict[str, float]:
     import rich.live
 
     import slm
-    from slm import run as run_module
+    from slm import ending as ending_module
     from slm.display import Display
     from slm.training import device
     from slm.training.samples import Samples
@@ -69,7 +69,7 @@ def measure(data: str, folder: str) -> dict[str, float]:
     RunFolder.write_pages = timed("pages", RunFolder.write_pages)
     device.measured_peak = timed("peak", device.measured_peak)
     slm.Run.generate = timed("last sample", slm.Run.generate)
-    run_module.yardsticks = timed("yardsticks", run_module.yardsticks)
+    ending_module.yardsticks = timed("yardsticks", ending_module.yardsticks)
     start = time.perf_counter()
     slm.train(data, model_dir=folder)
     return {"all": time.perf_counter() - start, **spent}

@@ -18,13 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import slm
-from slm import run as run_module
+from slm import ending as ending_module
 from slm.cli import evaluate
 from slm.cli.arguments import OK, USER_ERROR
 from slm.display import Display, yardstick_lines
+from slm.ending import _yardstick_seconds
 from slm.metrics.speed import flops_per_token
 from slm.metrics.yardsticks import FULL_SECONDS, Yardstick
-from slm.run import _yardstick_seconds
 
 pytestmark = pytest.mark.filterwarnings("ignore:only 12 steps", "ignore:the vocabulary of")
 TEXT = make_text(4000)
@@ -327,13 +327,13 @@ def test_training_shows_the_yardsticks_once_with_its_summary(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[dict[str, Any]] = []
-    measure = run_module.yardsticks
+    measure = ending_module.yardsticks
 
     def spy(*arguments: Any, **keys: Any) -> Any:
         asked.append(keys)
         return measure(*arguments, **keys)
 
-    monkeypatch.setattr(run_module, "yardsticks", spy)
+    monkeypatch.setattr(ending_module, "yardsticks", spy)
     run = slm.train("text.txt", **LOUD)
     output = capsys.readouterr().out
     assert output.count(TITLE) == 1

@@ -21,6 +21,7 @@ from slm.config import (
     DataConfig,
     ModelConfig,
     RunOptions,
+    TaskConfig,
     TrainConfig,
     UserError,
     kind_of,
@@ -93,6 +94,10 @@ NUMERIC: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "patience": AT_LEAST_1,
     "save_every": AT_LEAST_1,
     "keep_last": AT_LEAST_1,
+    "lora_rank": AT_LEAST_1,
+    "token_dropout": SHARE,
+    "num_beams": AT_LEAST_1,
+    "length_penalty": NOT_NEGATIVE,
 }
 # What else must be set, so that only the field in question can be refused.
 COMPANIONS: dict[str, dict[str, Any]] = {
@@ -100,6 +105,8 @@ COMPANIONS: dict[str, dict[str, Any]] = {
     "num_heads": {"embed_dim": 6},
     "num_kv_heads": {"embed_dim": 6, "num_heads": 3},
     "min_learning_rate": {"learning_rate": 10.0},
+    "also_evaluate": {"init_from": "run"},
+    "trainable": {"init_from": "run", "task": "classification"},
 }
 REFUSED = [(name, value) for name, (_, refused) in NUMERIC.items() for value in refused]
 ACCEPTED = [(name, value) for name, (accepted, _) in NUMERIC.items() for value in accepted]
@@ -200,7 +207,7 @@ def test_fields_of_several_strs_refuse_all_else(name: str, value: Any) -> None:
 
 
 def test_sources_are_the_settings_that_take_several() -> None:
-    assert SEVERAL == ["data", "val_data"]
+    assert SEVERAL == ["data", "val_data", "also_evaluate", "target_file"]
 
 
 @pytest.mark.parametrize("name", [name for name, field in FIELDS.items() if field.metadata["choices"]])
@@ -320,7 +327,7 @@ def test_no_field_name_appears_twice() -> None:
     names = [field.name for config in CONFIGS for field in dataclasses.fields(config)]
     assert len(names) == len(set(names))
     assert list(FIELDS) == names
-    assert set(CONFIGS) == {ModelConfig, DataConfig, TrainConfig, RunOptions}
+    assert set(CONFIGS) == {ModelConfig, DataConfig, TrainConfig, TaskConfig, RunOptions}
 
 
 @pytest.mark.parametrize("name", FIELDS)

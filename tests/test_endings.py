@@ -18,7 +18,7 @@ from conftest import SMALL, make_text
 from gcs_fake import FakeGCS
 
 import slm
-from slm import run as run_module
+from slm import ending as ending_module
 from slm.cli.train import main
 from slm.config import ModelConfig, TrainConfig
 from slm.data.dataset import TextDataset
@@ -153,7 +153,7 @@ def dying(*_: Any, **__: Any) -> None:
 
 def die_in(patch: pytest.MonkeyPatch, where: str) -> None:
     if where == "yardsticks":
-        patch.setattr(run_module, "yardsticks", dying)
+        patch.setattr(ending_module, "yardsticks", dying)
     else:
         patch.setattr(RunFolder if where == "write_pages" else RemoteRun, where, dying)
 

@@ -211,7 +211,7 @@ def test_a_source_of_known_entropy_is_told_beside_a_model(home: Path) -> None:
     found = {one.name: one.bits_per_byte for one in slm.evaluate(run).yardsticks}
     assert found["entropy of the source"] == run.data.source_bits_per_byte
     other = slm.evaluate(run, "stories:100KB")
-    known = made(None, DataConfig(data=("stories:100KB",)), tokenizer=run.tokenizer)
+    known = made(None, DataConfig(data=("stories:100KB",)), tokenizer=run.tokenizer, only_validation=True)
     assert {one.name: one.bits_per_byte for one in other.yardsticks}["entropy of the source"] == pytest.approx(
         known.about["source_bits_per_byte"]
     )
@@ -317,7 +317,7 @@ def test_texts_of_different_sizes_are_not_compared(home: Path) -> None:
 
 
 def test_without_yardsticks_the_training_text_is_not_read(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "load_data", lambda *_, **__: pytest.fail("it was read"))
+    monkeypatch.setattr(evaluation, "read_again", lambda *_, **__: pytest.fail("it was read"))
     found = slm.evaluate(home / "char", home / "text.txt", with_yardsticks=False)
     assert (found.yardsticks, found.yardsticks_missing) == ([], "")
     with pytest.raises(OSError, match="no file or folder 'nowhere"):  # nor before a mistake is told
@@ -368,7 +368,7 @@ def made(texts: list[str] | None, config: DataConfig | None = None, **keys: Any)
 @pytest.mark.parametrize("in_files", [False, True])
 def test_with_a_tokenizer_all_text_is_for_validation_in_its_tokens(name: str, in_files: bool) -> None:
     tokenizer = make_tokenizer(name, DOCUMENTS[:50], 280)
-    prepared = made(DOCUMENTS, tokenizer=tokenizer, in_files=in_files)
+    prepared = made(DOCUMENTS, tokenizer=tokenizer, only_validation=True, in_files=in_files)
     joined = [id for text in DOCUMENTS for id in (tokenizer.end_id, *tokenizer.encode(text))][1:]
     assert prepared.val[:].tolist() == joined
     assert len(prepared.train) == 0
@@ -380,7 +380,10 @@ def test_tokens_for_evaluation_and_for_training_do_not_meet_in_the_cache(here: P
     keys = set()
     for config, tokenizer in (("byte", None), ("tokenizer.json", None), ("byte", byte_tokenizer()), ("bpe", None)):
         settings = DataConfig(data=("text.txt",), tokenizer=config)
-        job = Job(settings, None, vocab_size=257, tokenizer=tokenizer, on_progress=lambda *_: None)
+        only = tokenizer is not None
+        job = Job(
+            settings, None, vocab_size=257, tokenizer=tokenizer, only_validation=only, on_progress=lambda *_: None
+        )
         keys.add(job.key)
     assert len(keys) == 4 and None not in keys
 

@@ -112,6 +112,46 @@ def test_replaced_rows_go_on_as_in_the_cache_that_they_come_from(document_start:
             assert_close(logits, model(torch.cat((row, last))[None])[0, -1:])
 
 
+@pytest.mark.parametrize("document_start", [None, START])
+@pytest.mark.parametrize("lengths", [(4, 4, 4), (4, 2, 5)])
+def test_selected_rows_go_on_as_those_that_they_come_from(lengths: tuple[int, ...], document_start: int | None) -> None:
+    model = small_model(document_start=document_start)
+    for selected in ([0, 1, 2], [2, 0, 1], [1, 1, 0], [2], [2, 2, 0, 1, 1, 1], []):
+        rows = [make_tokens(length, seed=length + number) for number, length in enumerate(lengths)]
+        rows[2][1] = START
+        cache = read_unequal(model, rows)
+        # Again and again, with more rows and fewer, and a token more each time.
+        for select in (selected, selected[1:], [0] * 4 if selected[1:] else []):
+            cache.select(select)
+            rows = [torch.cat((rows[row], make_tokens(1, seed=place))) for place, row in enumerate(select)]
+            assert cache.lengths == [len(row) - 1 for row in rows]
+            if rows:
+                logits = model(torch.stack([row[-1:] for row in rows]), cache)
+                for row, its_logits in zip(rows, logits, strict=True):
+                    assert_close(its_logits, model(row[None])[0, -1:])
+
+
+@pytest.mark.parametrize("document_start", [None, START])
+def test_what_rows_share_is_left_alone_where_rows_are_selected(document_start: int | None) -> None:
+    model, shared, rows = small_model(document_start=document_start), 3, make_tokens(3, 6)
+    rows[:, 1] = START
+    rows[1:, :shared] = rows[0, :shared]
+    cache, marked, added = KVCache(NUM_LAYERS), KVCache(NUM_LAYERS), make_tokens(3, 1)
+    for one in (cache, marked):
+        model(rows, one)
+    held = [kept for layer in marked._layers for kept in layer or ()]
+    before = [kept.clone() for kept in held]
+    for kept in held:
+        kept[:, :, :shared] = torch.arange(3.0)[:, None, None, None]
+    for one in (cache, marked):
+        one.select([2, 0, 0], shared)
+    for row, last, logits in zip(rows[[2, 0, 0]], added, model(added, cache), strict=True):
+        assert_close(logits, model(torch.cat((row, last))[None])[0, -1:])
+    for kept, old in zip(held, before, strict=True):
+        assert torch.equal(kept[:, 0, :shared, 0].long(), torch.arange(3)[:, None].expand(-1, shared))
+        assert torch.equal(kept[:, :, shared:6], old[[2, 0, 0], :, shared:6])
+
+
 def test_a_refused_continuation_leaves_unequal_rows_alone() -> None:
     model, rows = small_model(), [make_tokens(6), make_tokens(2)]
     cache = read_unequal(model, rows)

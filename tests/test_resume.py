@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import slm
-from slm.config import DataConfig, ModelConfig, TrainConfig, UserError
+from slm.config import DataConfig, ModelConfig, TaskConfig, TrainConfig, UserError
 from slm.data.batches import Batches
 from slm.data.dataset import TextDataset
 from slm.model.transformer import LanguageModel
@@ -321,7 +321,8 @@ def test_a_run_of_a_device_that_is_not_here_goes_on_with_one_that_is(tmp_path: P
 
 
 def test_a_field_that_may_change_is_a_field() -> None:
-    assert set(resume.MAY_CHANGE) <= {field.name for field in dataclasses.fields(TrainConfig)}
+    configs = (TrainConfig, TaskConfig)
+    assert set(resume.MAY_CHANGE) <= {field.name for config in configs for field in dataclasses.fields(config)}
 
 
 class Fits(Foreign):
@@ -648,10 +649,17 @@ CHANGED = {
     "beta2": 0.999, "max_grad_norm": 0.5, "patience": 3, "eval_every": 5, "log_every": 3, "sample_every": 1,
     "device": "cuda:77",
     "precision": "bf16", "threads": 2, "recipe": "modern", "optimizer": "muon", "decay_steps": 3, "compile": "on",
+    "task": "pairs", "lora_rank": 3, "source_field": "q", "target_field": "a", "target_file": "a.txt", "num_beams": 2,
+    "length_penalty": 0.5, "label_field": "kind", "class_weights": "balanced", "token_dropout": 0.5,
 }  # fmt: skip
 LENGTH = {"epochs", "max_steps"}
 WITHOUT_EFFECT = {"vocab_size", "text_field"}  # on these settings and this text
-FIELDS = [field.name for config in (ModelConfig, DataConfig, TrainConfig) for field in dataclasses.fields(config)]
+FIELDS = [
+    field.name
+    for config in (ModelConfig, DataConfig, TrainConfig, TaskConfig)
+    for field in dataclasses.fields(config)
+    if field.name not in ("init_from", "trainable", "also_evaluate")  # which need a model: test_fine_tuning.py
+]
 
 
 @pytest.fixture(scope="module")

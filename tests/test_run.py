@@ -23,7 +23,7 @@ from conftest import SMALL, make_text
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 import slm
-from slm import run as run_module
+from slm import ending as ending_module
 from slm import writing
 from slm.config import FIELDS, PRESETS, RunOptions
 from slm.data.prepared import PreparedData
@@ -756,7 +756,7 @@ def test_what_befalls_the_yardsticks_costs_the_table_and_not_the_run(
     def fail(*_: Any, **__: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(run_module, "yardsticks", fail)
+    monkeypatch.setattr(ending_module, "yardsticks", fail)
     run = slm.train([text], **(SMALL | {"quiet": False}))
     assert run.metrics["val_loss"] > 0
     assert f"no yardsticks: {error or type(error).__name__}" in capsys.readouterr().out

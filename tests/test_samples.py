@@ -20,7 +20,7 @@ from slm.data.prepared import PreparedData
 from slm.model.generation import NewTokens
 from slm.model.transformer import LanguageModel
 from slm.storage import checkpoint_folder, files
-from slm.training import loop, samples
+from slm.training import evaluating, loop, samples
 from slm.training.device import seeded
 from slm.training.loop import History, train_and_evaluate
 from slm.training.samples import Samples
@@ -241,7 +241,7 @@ def test_quiet_runs_have_samples_only_where_they_are_asked_for(text: str) -> Non
 
 def test_a_model_whose_loss_is_no_number_writes_nothing(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
     def nan_at(bad: set[int]) -> Any:
-        count, evaluate = itertools.count(1), loop_evaluate
+        count, evaluate = itertools.count(1), original
 
         def wrapped(*args: Any, **keys: Any) -> dict[str, float]:
             found = evaluate(*args, **keys)
@@ -249,8 +249,8 @@ def test_a_model_whose_loss_is_no_number_writes_nothing(data: PreparedData, monk
 
         return wrapped
 
-    loop_evaluate = loop.evaluate
-    monkeypatch.setattr(loop, "evaluate", nan_at({1, 4, 8}))
+    original = evaluating.evaluate
+    monkeypatch.setattr(evaluating, "evaluate", nan_at({1, 4, 8}))
     assert sorted({record["step"] for record in written(train(data, make_model(data)))}) == [2, 3, 5, 6, 7]
 
 

@@ -16,7 +16,7 @@ from conftest import SMALL, make_text
 
 import slm
 from slm.storage import checkpoint_folder, files
-from slm.training import loop, saving
+from slm.training import evaluating, saving
 from slm.training.saving import RunFolder
 
 SETTINGS = SMALL | {"save_every": 3, "log_every": 1}
@@ -214,8 +214,10 @@ def test_nan_is_never_best_and_patience_counts_it(
     best: float | None,
     last: int,
 ) -> None:
-    evaluate, left = loop.evaluate, iter(losses)
-    monkeypatch.setattr(loop, "evaluate", lambda *args, **others: evaluate(*args, **others) | {"val_loss": next(left)})
+    evaluate, left = evaluating.evaluate, iter(losses)
+    monkeypatch.setattr(
+        evaluating, "evaluate", lambda *args, **others: evaluate(*args, **others) | {"val_loss": next(left)}
+    )
     settings = SMALL | {"eval_every": 3, "patience": 2}
     if last < 12:
         with pytest.warns(UserWarning, match=r"stopped early.*for 2 evaluations"):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from slm.config import CONFIGS, FIELDS, PRESETS, RECIPES, RunOptions, UserError, kind_of
 from slm.settings import (
     MARKER,
+    Settings,
     as_settings,
     flat,
     layered,
@@ -95,9 +96,14 @@ def meant(values: dict[str, Any]) -> dict[str, Any]:
     return values | tuples
 
 
+def asked_of(settings: Settings) -> tuple[Any, ...]:
+    """The configurations that a run remembers."""
+    return settings.data, settings.task, settings.model, settings.train
+
+
 def test_no_layers_give_the_defaults() -> None:
     settings = merge({})
-    assert (settings.data, settings.model, settings.train, settings.options) == tuple(config() for config in CONFIGS)
+    assert (*asked_of(settings), settings.options) == tuple(config() for config in CONFIGS)
     assert settings.origins == {}
     assert settings.asked() == {}
 
@@ -111,7 +117,7 @@ def test_later_layers_win_and_origins_name_the_last_that_set_each(layers: list[d
     for index, keys in enumerate(layers):
         expected.update(keys)
         origins.update(dict.fromkeys(keys, f"layer {index}"))
-    assert flat(settings.data, settings.model, settings.train, settings.options) == meant(expected)
+    assert flat(*asked_of(settings), settings.options) == meant(expected)
     assert settings.origins == origins
 
 
@@ -152,9 +158,9 @@ def test_what_is_written_to_config_toml_is_read_back(
 @given(keys=SETTINGS)
 def test_a_run_of_its_own_config_toml_asks_for_the_same(folder: Path, keys: dict[str, Any]) -> None:
     settings = merge({"keyword": keys})
-    path = write(folder, write_config(settings.asked(), flat(settings.data, settings.model, settings.train), {}))
+    path = write(folder, write_config(settings.asked(), flat(*asked_of(settings)), {}))
     again = layered({"config": path}, "flag")
-    assert (again.data, again.model, again.train) == (settings.data, settings.model, settings.train)
+    assert asked_of(again) == asked_of(settings)
     assert again.asked() == settings.asked()
 
 
@@ -162,9 +168,9 @@ def test_a_run_of_its_own_config_toml_asks_for_the_same(folder: Path, keys: dict
 @given(keys=SETTINGS)
 def test_a_repeated_run_has_the_resolved_settings(folder: Path, keys: dict[str, Any]) -> None:
     settings = merge({"keyword": keys})
-    write(folder, write_config({"epochs": 77}, flat(settings.data, settings.model, settings.train), {}))
+    write(folder, write_config({"epochs": 77}, flat(*asked_of(settings)), {}))
     again = layered({"repeat": str(folder)}, "flag")
-    assert (again.data, again.model, again.train) == (settings.data, settings.model, settings.train)
+    assert asked_of(again) == asked_of(settings)
 
 
 def test_config_toml_begins_with_the_marker_of_a_run() -> None:
@@ -212,7 +218,7 @@ def test_flags_win_over_the_file(folder: Path, inside: dict[str, Any], flags: di
     settings = layered({**flags, "config": path}, "flag")
     defaults = {name: FIELDS[name].default for name in FIELDS}
     expected = {**defaults, **present(inside), **flags, "config": path}
-    assert flat(settings.data, settings.model, settings.train, settings.options) == meant(expected)
+    assert flat(*asked_of(settings), settings.options) == meant(expected)
     expected_origins = dict.fromkeys(present(inside), path) | dict.fromkeys([*flags, "config"], "flag")
     assert settings.origins == expected_origins
 
@@ -276,7 +282,8 @@ def preset(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_preset_belongs_to_a_built_in_corpus_and_sets_what_there_is() -> None:
-    assert set(PRESETS) <= {"dummy", "python", "stories"}
+    tasks = {"pairs", "classification"}
+    assert set(PRESETS) <= {"dummy", "python", "stories", *tasks, *(f"stories {task}" for task in tasks)}
     for preset in PRESETS.values():
         assert not set(preset) & {"data", *OPTIONS}
         merge({"preset": preset})
@@ -286,8 +293,8 @@ def test_a_preset_belongs_to_a_built_in_corpus_and_sets_what_there_is() -> None:
 @pytest.mark.parametrize("data", ["stories", ["stories"], ("stories",), "stories:5MB", ["stories:1KB"]], ids=str)
 def test_what_the_corpus_presets_is_taken_and_is_not_asked_for(data: Any) -> None:
     settings = layered({"data": data, "embed_dim": 64}, "flag")
-    values = flat(settings.data, settings.model, settings.train)
-    assert values == meant({**flat(*(config() for config in CONFIGS[:3])), **PRESET, "data": data, "embed_dim": 64})
+    values = flat(*asked_of(settings))
+    assert values == meant({**flat(*(config() for config in CONFIGS[:4])), **PRESET, "data": data, "embed_dim": 64})
     assert settings.asked() == meant({"data": data, "embed_dim": 64})
 
 
@@ -308,7 +315,7 @@ def test_a_share_for_validation_suits_the_preset_size_alone(monkeypatch: pytest.
 def test_any_other_data_has_no_preset(data: Any) -> None:
     for keys in ({}, {"data": data}):
         settings = layered(keys, "flag")
-        assert (settings.model, settings.train) == tuple(config() for config in CONFIGS[1:3])
+        assert (settings.model, settings.train) == tuple(config() for config in CONFIGS[2:4])
         assert set(settings.origins) == set(keys)
 
 
@@ -324,8 +331,8 @@ def test_flags_and_files_win_over_a_preset(
     path = write(folder, write_config(inside, {}, {}))
     settings = layered({**flags, "config": path}, "flag")
     asked = present(inside) | flags
-    expected = {**flat(*(config() for config in CONFIGS[:3])), **PRESET, **asked}
-    assert flat(settings.data, settings.model, settings.train) == meant(expected)
+    expected = {**flat(*(config() for config in CONFIGS[:4])), **PRESET, **asked}
+    assert flat(*asked_of(settings)) == meant(expected)
     assert settings.asked() == meant(present(asked))
 
 
@@ -341,10 +348,10 @@ def test_the_preset_is_that_of_the_data_that_wins(tmp_path: Path) -> None:
 
 def test_a_repeated_run_takes_nothing_from_a_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = layered({"data": "stories"}, "flag")
-    write(tmp_path, write_config(settings.asked(), flat(settings.data, settings.model, settings.train), {}))
+    write(tmp_path, write_config(settings.asked(), flat(*asked_of(settings)), {}))
     monkeypatch.setitem(PRESETS, "stories", PRESET)
     again = layered({"repeat": str(tmp_path)}, "flag")
-    assert (again.data, again.model, again.train) == (settings.data, settings.model, settings.train)
+    assert asked_of(again) == asked_of(settings)
 
 
 def test_paths_from_python_name_files() -> None:
@@ -383,7 +390,7 @@ def test_settings_from_python_may_be_paths() -> None:
 def test_a_recipe_is_taken_and_is_not_asked_for() -> None:
     settings = layered({"recipe": "modern"}, "flag")
     for name, value in RECIPES["modern"].items():
-        assert flat(settings.data, settings.model, settings.train)[name] == value
+        assert flat(*asked_of(settings))[name] == value
     assert settings.asked() == {"recipe": "modern"}
     assert flat(layered({}, "flag").train)["optimizer"] == "adamw"
 

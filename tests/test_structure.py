@@ -17,6 +17,7 @@ FLOORS = {
     "recipes": 0,
     "sampling": 0,
     "settings": 0,
+    "task_config": 0,
     "showing": 0,
     "_version": 0,
     "storage": 0,
@@ -34,6 +35,10 @@ FLOORS = {
     "looking": 4,
     "verify": 4,
     "writing": 4,
+    "reading": 4,
+    "ending": 4,
+    "answering": 4,
+    "task_scores": 4,
     "cli": 5,
     "__init__": 5,
 }
@@ -42,6 +47,7 @@ SAME_FLOOR = {
     ("settings", "storage"): "a config.toml is read from wherever a run may lie",
     ("run", "display"): "a run is shown while it goes on",
     ("dial", "display"): "reading and planning are shown while they go on",
+    ("ending", "display"): "what comes after the last step is shown",
     ("storage", "config"): "a file that is no model is told as a UserError",
 }
 MAX_FILE, MAX_FUNCTION, MAX_FORWARD = 400, 60, 30

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from slm._version import __version__ as __version__
+from slm.answering import Classification as Classification
 from slm.config import DataConfig as DataConfig, ModelConfig as ModelConfig, RunOptions as RunOptions, TrainConfig as TrainConfig, UserError as UserError
 from slm.data.dataset import TextDataset as TextDataset
 from slm.data.prepare import prepare as prepare
@@ -14,13 +15,18 @@ from slm.looking import explain as explain
 from slm.metrics.explain import Explanation as Explanation
 from slm.metrics.scoring import Comparison as Comparison, Evaluation as Evaluation
 from slm.metrics.summary import Summary as Summary, summary as summary
+from slm.metrics.task_evaluation import TaskEvaluation as TaskEvaluation
+from slm.model.beam import beam_search as beam_search
+from slm.model.classifier import Classifier as Classifier
 from slm.model.generation import generate_tokens as generate_tokens, stream_tokens as stream_tokens
 from slm.model.kv_cache import KVCache as KVCache
+from slm.model.lora import add_lora as add_lora, merge_lora as merge_lora
 from slm.model.loss import WithLoss as WithLoss, next_token_loss as next_token_loss
 from slm.model.transformer import LanguageModel as LanguageModel
 from slm.reporting import plot as plot
 from slm.run import Run as Run, load as load
 from slm.sampling import Sampling as Sampling
+from slm.task_config import TaskConfig as TaskConfig
 from slm.training.loop import History as History, train_and_evaluate as train_and_evaluate
 from slm.verify import verify_resume as verify_resume
 from slm.writing import Sample as Sample, samples as samples, stream as stream
@@ -38,6 +44,19 @@ def train(
     tokenizer: str | os.PathLike[str] = "bpe",
     val_tokens: int = 1000000,
     mask_documents: bool = False,
+    task: Literal["language_model", "pairs", "classification"] = "language_model",
+    init_from: str | None = None,
+    also_evaluate: str | os.PathLike[str] | Iterable[str] | Iterable[int] | Sequence[os.PathLike[str]] | None = None,
+    trainable: Literal["all", "head", "lora"] = "all",
+    lora_rank: int = 8,
+    source_field: str = "source",
+    target_field: str = "target",
+    target_file: str | os.PathLike[str] | Iterable[str] | Iterable[int] | Sequence[os.PathLike[str]] | None = None,
+    num_beams: int = 4,
+    length_penalty: float = 1.0,
+    label_field: str = "label",
+    class_weights: Literal["none", "balanced"] = "none",
+    token_dropout: float = 0.2,
     vocab_size: int = 10000,
     embed_dim: int = 128,
     num_heads: int = 4,

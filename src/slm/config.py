@@ -1,7 +1,7 @@
 """Every setting: its name, default, rule and help, each written once.
 
-Four frozen dataclasses share one flat set of names. Command-line flags, `--help`, `config.toml`, the keywords of
-`slm.train` and the table of flags in the docs are all made from these fields.
+Five frozen dataclasses, one of them in `task_config.py`, share one flat set of names. Command-line flags, `--help`,
+`config.toml`, the keywords of `slm.train` and the table of flags in the docs are all made from these fields.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from slm.fields import UserError as UserError
 from slm.fields import kind_of as kind_of
 from slm.recipes import PRESETS as PRESETS
 from slm.recipes import RECIPES as RECIPES
+from slm.task_config import TaskConfig as TaskConfig
 
 IGNORE_INDEX = -100  # a target that counts neither in the loss nor in the accuracy
 
@@ -306,7 +307,6 @@ class TrainConfig(Checked):
         "Number format of matrix products; auto takes bf16 where the hardware is fast at it.",
         group="machine",
         choices=("auto", "fp32", "bf16", "fp16"),
-        everyday=True,
     )
     threads: int | None = setting(
         None,
@@ -364,7 +364,6 @@ class RunOptions(Checked):
         None,
         "TOML file of settings, such as a run's config.toml; flags win over it.",
         group="output",
-        everyday=True,
     )
     repeat: str | None = setting(
         None, "Folder of a run to replay exactly, with every choice that it made.", group="output"
@@ -378,7 +377,7 @@ class RunOptions(Checked):
     quiet: bool = setting(False, "Print only warnings and errors.", group="output", everyday=True)
 
 
-CONFIGS: tuple[type[Checked], ...] = (DataConfig, ModelConfig, TrainConfig, RunOptions)
+CONFIGS: tuple[type[Checked], ...] = (DataConfig, TaskConfig, ModelConfig, TrainConfig, RunOptions)
 FIELDS: dict[str, dataclasses.Field[Any]] = {
     field.name: field for config in CONFIGS for field in dataclasses.fields(config)
 }

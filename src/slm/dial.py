@@ -9,15 +9,19 @@ from typing import Any
 import torch
 
 from slm.config import ModelConfig, UserError
+from slm.data.example_dataset import ExampleDataset
 from slm.data.prepared import PreparedData
-from slm.data.splits import bytes_of_text, load_data
+from slm.data.splits import bytes_of_text
 from slm.display import Display
+from slm.reading import read_also, read_data
 from slm.settings import Settings
+from slm.task_config import LANGUAGE_MODEL
 from slm.training.budget import PLANNED, make_plan, vocabulary_for
 from slm.training.deadline import Deadline
 from slm.training.device import seeded
 from slm.training.plan import check_minutes
 from slm.training.resume import Previous
+from slm.training.starting import Saved, check_task, config_from
 
 SHORTEST_MINUTES = 0.5
 _LEAST_LEFT = 0.1  # of the time, after reading
@@ -31,23 +35,28 @@ def read_and_plan(
     deadline: Deadline | None,
     previous: Previous | None,
     device: torch.device,
+    base: Saved | None = None,
 ) -> tuple[Settings, ModelConfig, PreparedData, str]:
     """The settings, the model's configuration, the data, and why the sizes are what they are, where they were planned.
 
     With a deadline and no previous run, whose plan is kept, what is not set is planned: the vocabulary before the text
-    is read, all else after.
+    is tokenized, all else after. base: the trained model to start from.
     """
     to_plan = deadline is not None and previous is None
     if deadline and to_plan:
         settings = settings.planned(plan_text(settings, given, deadline.seconds, device))
-    data = _load_data(settings, given, val_given, display)
-    model, why = _fit_model(settings, data), ""
+    data = _read_data(settings, given, val_given, display, deadline if to_plan else None, base, device)
+    model, why = _fit_model(settings, data, base), ""
     if deadline and to_plan:
         with display.working() as on_progress:
             on_progress("timing some steps, to plan", 0, None)
             settings, why = plan_sizes(settings, model, data, deadline, device)
         data = data.in_windows_of(settings.model.max_seq_len, settings.data.val_tokens)
-        model = _fit_model(settings, data)
+        model = _fit_model(settings, data, base)
+    if base and settings.task.also_evaluate:
+        with display.working() as on_progress:
+            also = read_also(settings.task.also_evaluate, base, model.max_seq_len, on_progress)
+        data = dataclasses.replace(data, also=also)
     settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, **data.prepared_with))
     return settings, model, data, why
 
@@ -75,6 +84,8 @@ def plan_text(settings: Settings, given: Any, seconds: float, device: torch.devi
     """
     if seconds < 60 * SHORTEST_MINUTES:
         raise UserError(f"max_minutes = {seconds / 60:g}: must be at least {SHORTEST_MINUTES}, to plan and to train.")
+    if settings.task.task != LANGUAGE_MODEL or settings.task.init_from:  # whose reading asks for it, or has it
+        return {}
     num_bytes = bytes_of_text(settings.data, given)
     return {} if num_bytes is None else {"vocab_size": vocabulary_for(num_bytes, seconds, device)}
 
@@ -92,17 +103,22 @@ def plan_sizes(
             f"{deadline.seconds - deadline.left():.0f} seconds of them. Give more minutes; a text from files is in the "
             "cache now, where the next run finds it."
         )
+    examples = data.train_dataset if isinstance(data.train_dataset, ExampleDataset) else None
     with seeded(device, 0):  # the models that are timed shall not move anybody's random numbers on
         plan = make_plan(
             model,
             settings.train,
-            settings.asked(),
+            settings.fixed(),
+            context=max(1, round(examples.mean_length)) if examples else None,
             text_tokens=len(data.train_dataset.tokens),
             val_tokens=min(settings.data.val_tokens, len(data.val_dataset.tokens)),
             seconds=deadline.left(),
             device=device,
         )
-    return settings.planned({"vocab_size": model.vocab_size, **plan.settings}), plan.why
+    # A window for examples is as long as they are, whatever they were timed with.
+    window = {"max_seq_len": model.max_seq_len} if examples else {}
+    made = {name: value for name, value in plan.settings.items() if name not in settings.fixed()}
+    return settings.planned({"vocab_size": model.vocab_size, **made, **window}), plan.why
 
 
 def planned_of(resolved: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,29 +126,45 @@ def planned_of(resolved: Mapping[str, Any]) -> dict[str, Any]:
     return {name: resolved[name] for name in PLANNED if name in resolved}
 
 
-def _load_data(settings: Settings, given: Any, val_given: Any, display: Display) -> PreparedData:
+def _read_data(
+    settings: Settings,
+    given: Any,
+    val_given: Any,
+    display: Display,
+    deadline: Deadline | None,
+    base: Saved | None,
+    device: torch.device,
+) -> PreparedData:
+    def vocabulary(num_bytes: int) -> int:
+        return vocabulary_for(num_bytes, deadline.seconds, device) if deadline else settings.model.vocab_size
+
+    labels = base.task.labels if base and base.task and base.task.name == settings.task.task else ()
     with display.working() as on_progress:
-        return load_data(
-            settings.data,
+        return read_data(
+            settings,
             given,
             val_given,
-            vocab_size=settings.model.vocab_size,
-            max_seq_len=settings.model.max_seq_len,
-            seed=settings.train.seed,
-            recheck=settings.options.recheck,
-            asked=settings.asked(),
+            tokenizer=base.tokenizer if base else None,
+            labels=labels or None,
+            vocabulary=vocabulary,
             on_progress=on_progress,
         )
 
 
-def _fit_model(settings: Settings, data: PreparedData) -> ModelConfig:
+def _fit_model(settings: Settings, data: PreparedData, base: Saved | None) -> ModelConfig:
     """The model's configuration with the vocabulary that the tokenizer really has, and its separator if needed."""
-    if "vocab_size" in settings.asked() and data.vocab_size > settings.model.vocab_size:
+    if base is None and "vocab_size" in settings.asked() and data.vocab_size > settings.model.vocab_size:
         raise UserError(
             f"vocab_size = {settings.model.vocab_size}, but the tokenizer {settings.data.tokenizer!r} has "
             f"{data.vocab_size} tokens. Leave vocab_size out, or take --tokenizer bpe, which keeps to it."
         )
-    model = dataclasses.replace(settings.model, vocab_size=data.vocab_size)
+    fixed, length = settings.fixed(), settings.model.max_seq_len
+    if data.max_seq_len and "max_seq_len" not in fixed:
+        length = data.max_seq_len
+    model = dataclasses.replace(settings.model, vocab_size=data.vocab_size, max_seq_len=length)
+    if base:
+        check_task(base, settings.task.task, len(data.task.labels) if data.task else 0)
+        return config_from(base, model, settings.asked())
     if not settings.data.mask_documents:
         return model
     start = model.document_start

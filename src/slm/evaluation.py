@@ -13,14 +13,15 @@ from slm.config import DataConfig, UserError
 from slm.data.dataset import TextDataset
 from slm.data.prepare import EVALUATED_TOKENS
 from slm.data.prepared import PreparedData
-from slm.data.splits import load_data
 from slm.data.tokenizer import Tokenizer
 from slm.data.whole import WholeText, read_whole
 from slm.metrics.scoring import Comparison, Evaluation, compare_evaluations, evaluate_text
+from slm.metrics.task_evaluation import TaskEvaluation
 from slm.metrics.yardsticks import FULL_SECONDS, yardsticks
+from slm.reading import read_again
 from slm.run import Run, load
-from slm.settings import as_settings, merge, nearest
-from slm.storage.files import MissingError
+from slm.settings import as_settings, nearest
+from slm.task_scores import evaluate_task
 from slm.training.device import choose_device
 
 Progress = Callable[[str, int, int | None], None]
@@ -40,7 +41,7 @@ def evaluate(
     with_yardsticks: bool = True,
     on_progress: Progress = no_progress,
     **settings: Any,
-) -> Evaluation:
+) -> Evaluation | TaskEvaluation:
     """The numbers of a run, or of what lies in its folder or at its URL, on a text, in fp32, with yardsticks beside.
 
     data: as for `slm.train`, all of it; None is the run's own validation text, of which the same tokens are read as in
@@ -50,10 +51,21 @@ def evaluate(
     The yardsticks learn from the run's training text, where that is still there; without them it is not read again.
     on_progress is told what is being
     done, the bytes done, and the bytes in all. Raises UserError and OSError.
+    Of a run with a task: its scores on examples of data, or on its own validation examples, beside trivial predictors;
+    settings are those by which examples are read, and num_beams and length_penalty.
     """
+    loaded = run if isinstance(run, Run) else load(run)
+    if loaded.task:
+        if stride is not None:
+            raise UserError(f"stride = {stride!r} is for running text, and this run learned {loaded.task.name}.")
+        keys, given, _ = as_settings(data, settings)
+        names = DataConfig(data=keys.pop("data", None)).data or ()
+        return evaluate_task(
+            loaded, names, given, keys, device=device, with_yardsticks=with_yardsticks, on_progress=on_progress
+        )
     config, given = _named(data, settings)
     return evaluate_all(
-        [run], config, given, stride=stride, device=device, with_yardsticks=with_yardsticks, on_progress=on_progress
+        [loaded], config, given, stride=stride, device=device, with_yardsticks=with_yardsticks, on_progress=on_progress
     )[0]
 
 
@@ -97,6 +109,12 @@ def evaluate_all(
     if len(runs) > 1 and isinstance(given, Iterator):  # to be read by each
         given = list(given)
     loaded = [run if isinstance(run, Run) else load(run) for run in runs]
+    for run in loaded:
+        if run.task:
+            raise UserError(
+                f"{run.path or 'one of the runs'} learned {run.task.name}: its scores are told one run at a time, and "
+                "no text compares it with others."
+            )
     longest = min(run.model.config.max_seq_len for run in loaded)
     if stride is not None and stride > longest:
         raise UserError(f"stride = {stride}: must be at most {longest}, a model's max_seq_len, or tokens are left out.")
@@ -147,7 +165,7 @@ def _own_data(run: Run, on_progress: Progress, *, needed: bool) -> PreparedData 
     if run.data is not None:
         return run.data
     try:
-        found = _read_again(run, on_progress)
+        found = read_again(run.resolved, run.made_with, run.tokenizer, on_progress)
     except (UserError, OSError) as error:
         if needed:
             raise
@@ -155,31 +173,6 @@ def _own_data(run: Run, on_progress: Progress, *, needed: bool) -> PreparedData 
     if needed and isinstance(found, str):
         raise UserError(f"{found}: name a text with data (--data).")
     return found
-
-
-def _read_again(run: Run, on_progress: Progress) -> PreparedData | str:
-    """What the run's settings name, or why that is not what it was trained on."""
-    if not run.resolved:
-        return "this model does not say what it was trained on"
-    settings = merge({"resolved": run.resolved})
-    then = str(run.made_with.get("data_fingerprint"))
-    if not settings.data.data and not then.startswith("dummy"):
-        return "this run was trained on data given in Python, which a run does not store"
-    what = ", ".join(settings.data.data or ("the dummy data",))
-    try:
-        found = load_data(
-            settings.data,
-            None,
-            vocab_size=settings.model.vocab_size,
-            max_seq_len=settings.model.max_seq_len,
-            seed=settings.train.seed,
-            recheck=False,
-            asked=settings.asked(),
-            on_progress=on_progress,
-        )
-    except MissingError:
-        return f"{what}, which this run was trained on, is not there any more"
-    return found if found.fingerprint == then else f"{what} has changed since this run was trained on it"
 
 
 def _read(run: Run, config: DataConfig, given: Any, on_progress: Progress) -> WholeText:
@@ -196,7 +189,7 @@ def _read(run: Run, config: DataConfig, given: Any, on_progress: Progress) -> Wh
 
 def _validation_texts(runs: list[Run], own: PreparedData, on_progress: Progress) -> list[WholeText]:
     """The first run's validation text in the tokens of each run."""
-    name, dataset = f"the validation part of {own.name} ({own.split})", own.val_dataset
+    name, dataset = f"the validation part of {own.name} ({own.split})", own.texts[1]
     if len(runs) == 1:
         return [WholeText(dataset, name, own.source_bits_per_byte)]
     # Several are judged on all of it, whatever share of it their trainings read.

@@ -92,7 +92,7 @@ def _several(field: dataclasses.Field[Any], value: Any) -> tuple[str, ...]:
     """One or several strings as a tuple."""
     values = (value,) if isinstance(value, str) else value
     if not isinstance(values, list | tuple) or not values or not all(isinstance(one, str) for one in values):
-        what = "a path, a URL or a built-in name" if field.metadata["group"] == "data" else "a text"
+        what = "a text" if field.metadata["group"] == "sampling" else "a path, a URL or a built-in name"
         raise UserError(f"{field.name} = {value!r}: must be {what}, or a list of them.")
     return tuple(values)
 

@@ -7,12 +7,15 @@ import warnings
 
 from slm.config import ModelConfig, TrainConfig
 from slm.data.counts import many, size_in_words
+from slm.data.example_dataset import ExampleDataset
 from slm.data.prepared import PreparedData
+from slm.data.tasks import Task
 from slm.metrics.diagnosis import MANY_EPOCHS, SEEN_OFTEN
-from slm.settings import PRESET, Settings, flat
+from slm.settings import PRESET, TASK, TUNING, Settings, flat
 from slm.training.device import Machine
 
 FEW_STEPS = 100
+_LABELS_SHOWN = 8
 
 
 def header(
@@ -38,6 +41,12 @@ def header(
         "steps": _steps(data, config, steps_per_epoch),
         "saved in": settings.options.model_dir or "memory only; run.save(path) writes it",
     }
+    if data.task:
+        rows = {"task": _task(settings, data.task), **rows}
+    if settings.task.init_from:
+        rows["starts from"] = _start(settings)
+    if data.also:
+        rows["also on"] = f"{data.also.name}, which only is evaluated on"
     if plan:
         rows["plan"] = plan
     if settings.train.recipe != TrainConfig().recipe:
@@ -48,14 +57,30 @@ def header(
             f"the source's entropy, on this validation text, is {data.source_bits_per_byte:.3f} bits per byte: on "
             "average no model can do better"
         )
-    if preset := [name for name, layer in settings.origins.items() if layer == PRESET]:
+    if preset := [name for name, layer in settings.origins.items() if layer in (PRESET, TASK, TUNING)]:
         values = flat(settings.data, settings.model, settings.train)
         rows["preset"] = f"{', '.join(f'{name} {values[name]}' for name in preset)}; what you set wins"
     return rows
 
 
+def _task(settings: Settings, task: Task) -> str:
+    if task.labels:
+        shown = ", ".join(task.labels[:_LABELS_SHOWN]) + (", ..." if len(task.labels) > _LABELS_SHOWN else "")
+        weights = "" if settings.task.class_weights == "none" else "; each label counts the same in the loss"
+        return f"{task.name}: {many(len(task.labels), 'label')} ({shown}){weights}"
+    return f"{task.name}: {' '.join(task.template)}"
+
+
+def _start(settings: Settings) -> str:
+    trained = {"all": "all of it is trained", "head": "its class head alone is trained"}
+    lora = f"matrices of rank {settings.task.lora_rank} beside its own are trained (LoRA)"
+    return f"{settings.task.init_from}; {trained.get(settings.task.trainable, lora)}"
+
+
 def _steps(data: PreparedData, config: TrainConfig, steps_per_epoch: int) -> str:
-    positions = config.batch_size * data.train_dataset.window
+    dataset = data.train_dataset
+    length = dataset.mean_length if isinstance(dataset, ExampleDataset) else dataset.window
+    positions = round(config.batch_size * length)
     an_epoch = many(steps_per_epoch, "step")
     if config.max_steps is None:
         return f"each of {positions:,} tokens, as many as {config.max_minutes:g} minutes allow; an epoch has {an_epoch}"
@@ -89,7 +114,9 @@ def _tokenizer(settings: Settings, data: PreparedData, model: ModelConfig) -> st
 
 
 def _validation(data: PreparedData) -> str:
-    dataset = data.val_dataset
+    if data.val_examples:
+        return f"{data.split}: {many(len(data.val_dataset), 'example')}"
+    dataset = data.texts[1]
     text = f"{data.split}: {len(dataset.tokens):,} tokens"
     if dataset.max_targets is not None and dataset.num_targets > dataset.max_targets:
         which = "the first whole documents" if dataset.start_id is not None else "spread evenly"
@@ -105,7 +132,8 @@ def warn(settings: Settings, data: PreparedData, config: TrainConfig, steps_per_
 
 def _worries(settings: Settings, data: PreparedData, config: TrainConfig, epochs: float) -> list[str]:
     worries = []
-    for part, dataset in (("training", data.train_dataset), ("validation", data.val_dataset)):
+    texts = () if data.task else zip(("training", "validation"), data.texts, strict=True)
+    for part, dataset in texts:
         if dataset.window < settings.model.max_seq_len:
             worries.append(
                 f"the {part} part has only {len(dataset.tokens)} tokens: its windows are shortened from "
@@ -118,6 +146,8 @@ def _worries(settings: Settings, data: PreparedData, config: TrainConfig, epochs
             f"only {many(config.max_steps, 'step')}: too few to learn much. Raise --epochs or --max_steps, or "
             f"lower --batch_size (now {config.batch_size})."
         )
+    if data.task:  # whose preset weighs the rest
+        return worries
     if epochs > MANY_EPOCHS:
         worries.append(
             f"the plan reads the text {epochs:.0f} times; beyond a few times it is learned by heart rather than "

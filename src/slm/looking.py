@@ -23,6 +23,11 @@ def explain(run: Run | str | os.PathLike[str], text: str) -> Explanation:
     if not isinstance(run, Run | str | os.PathLike):
         raise UserError(f"{run!r:.60} is no run: give a slm.Run, or the folder or URL of one.")
     run = run if isinstance(run, Run) else load(run)
+    if run.task and run.task.labels:
+        raise UserError(
+            "this model tells labels, and expects no next token that could be explained: run.classify tells how "
+            "probable each label is. Explain a model that goes on with text, or one for pairs."
+        )
     if run.tokenizer is None:
         raise UserError(
             "this model has no tokenizer, for it was trained on dummy tokens or on token ids: it cannot read text."

@@ -19,7 +19,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 
-# Settings that a built-in corpus brings along, below everything that anybody sets.
+# Settings that a built-in corpus, a task, or a corpus for a task brings along, below everything that anybody sets.
 PRESETS: dict[str, dict[str, Any]] = {
     "stories": {  # under two minutes on two CPU cores: benchmarks/stories.py
         "val_fraction": 0.01,
@@ -29,5 +29,26 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 8,
         "learning_rate": 3e-3,
         "epochs": 1,
-    }
+    },
+    "pairs": {  # 29,000 captions in some minutes on two CPU cores: benchmarks/translation.py
+        **RECIPES["modern"],
+        "vocab_size": 4096,
+        "embed_dim": 256,
+        "num_layers": 4,
+        "hidden_dim": 1024,
+        "tie_embeddings": True,
+        "dropout": 0.1,
+        "batch_size": 64,
+    },
+    "classification": {  # a few thousand texts in a minute on two CPU cores: benchmarks/spam.py
+        **RECIPES["modern"],
+        "vocab_size": 4096,
+        "embed_dim": 64,
+        "hidden_dim": 256,
+        "dropout": 0.2,
+        "learning_rate": 3e-3,
+    },
 }
+
+# What starts from a trained model brings along: small steps, so that little is forgotten.
+TUNING_PRESET: dict[str, Any] = {"learning_rate": 3e-4, "epochs": 3}

@@ -77,5 +77,6 @@ def comparison(folders: Sequence[str], on_progress: Progress = no_progress) -> t
         text = found[best].text.replace(os.path.join(os.getcwd(), ""), "")  # a name that is short where one works
         told = [f"Judged on {text}, unit by unit ({found[best].units_told}).", *verdicts]
     except (UserError, OSError) as error:
-        told = [f"No paired verdict: {error} On another text slm-evaluate --data tells which is better."]
+        way_out = "" if any(run.task for run in runs) else " On another text slm-evaluate --data tells which is better."
+        told = [f"No paired verdict: {error}{way_out}"]
     return comparison_page(runs, told), told

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import warnings
@@ -10,37 +9,44 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from slm.config import FIELDS, DataConfig, UserError
+from slm.answering import Classification, classify, complete
+from slm.config import FIELDS, ModelConfig, TrainConfig, UserError
 from slm.data.batches import Batches, stream_seed
 from slm.data.prepare import absolute
 from slm.data.prepared import PreparedData
+from slm.data.tasks import Task
 from slm.data.tokenizer import Tokenizer
 from slm.dial import minutes_of, planned_of, read_and_plan
 from slm.display import Display
+from slm.ending import end, reserved_seconds
 from slm.fields import signature_with
 from slm.header import header, warn
-from slm.metrics.diagnosis import diagnose
 from slm.metrics.recorded import THIS_RUN, Recorded
-from slm.metrics.speed import flops_per_token
 from slm.metrics.summary import summary
-from slm.metrics.yardsticks import FULL_SECONDS, Yardstick, yardsticks
+from slm.model.classifier import Classifier
+from slm.model.lora import merge_lora
 from slm.model.transformer import LanguageModel
 from slm.sampling import Sampling
 from slm.settings import Settings, as_settings, flat, layered, read_table
-from slm.storage import checkpoint, files
+from slm.storage import files
+from slm.task_config import LANGUAGE_MODEL
 from slm.training.deadline import Deadline
 from slm.training.device import check_memory, choose_device, hardware, seeded
 from slm.training.history import History, Record, read_records
 from slm.training.loop import train_and_evaluate
-from slm.training.packing import pack_model, unpack_model, versions
+from slm.training.packing import new_model, pack_model, task_of, versions, weights_of
 from slm.training.plan import settle
-from slm.training.resume import MODEL, REPORT
 from slm.training.saving import RunFolder
+from slm.training.starting import (
+    Saved,
+    brought_by,
+    class_weights_of,
+    grown,
+    read_model,
+    read_whole_model,
+    set_trainable,
+)
 from slm.writing import stream
-
-_SAMPLE_TOKENS, _SAMPLE_SECONDS = 120, 0.5
-_FLOPS_PER_SECOND = 2e11  # of training on a laptop's processor, about
-_YARDSTICK_SHARE = 0.4  # of the seconds that a slow core takes for the yardsticks: what most take
 
 
 @dataclass
@@ -69,6 +75,11 @@ class Run:
         """The token that begins a document, where the model has seen it begin many; None where it has not."""
         return self.tokenizer.end_id if self.tokenizer and self.made_with.get("many_documents") else None
 
+    @property
+    def task(self) -> Task | None:
+        """What the model was made to do; None for one that goes on with text."""
+        return task_of(self.made_with)
+
     def generate(self, prompt: str = "", **sampling: Any) -> str:
         """The prompt and the text that the model writes after it; sampling: the settings of `slm.Sampling`, by name.
 
@@ -76,6 +87,23 @@ class Run:
         gives the text as it is written; `slm.samples` gives several, of one prompt or many, with all about them.
         """
         return prompt + "".join(stream(self, prompt, **sampling))
+
+    def complete(self, source: str | Sequence[str], **settings: Any) -> Any:
+        """The target that a model trained on pairs writes for a source, or the list of those of several.
+
+        settings: num_beams, length_penalty (by default the run's own), max_new_tokens (200).
+        """
+        made = complete(self, source, **settings)
+        return made[0] if isinstance(source, str) else made
+
+    def classify(self, texts: str | Sequence[str]) -> list[Classification]:
+        """The label of each text, with its probability and those of all labels, by a model trained to classify."""
+        return classify(self, texts)
+
+    def merge(self) -> None:
+        """Adds what LoRA trained to the weights of the model beside which it stands: a whole model, to save as one."""
+        merge_lora(self.model)
+        self.made_with = {**self.made_with, "merged": True}
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Writes model.pt, config.toml, metrics.jsonl and the pages to a folder or URL that holds no run yet.
@@ -88,7 +116,7 @@ class Run:
             folder.begin(self.asked, self.resolved, self.made_with)
             for record in self._records():
                 folder.log(record)
-            folder.save_model(pack_model(self.model, self.model.state_dict(), self.tokenizer, self.metrics))
+            folder.save_model(pack_model(self.model, weights_of(self.model), self.tokenizer, self.metrics))
             folder.write_pages()
             folder.finish()
         finally:
@@ -126,17 +154,15 @@ Run.generate.__signature__ = signature_with(  # type: ignore[attr-defined]
 )
 
 
-def load(path: str | os.PathLike[str]) -> Run:
-    """The run in a folder or at a URL, or of one model.pt. Raises UserError and OSError; no code in it is run."""
-    path = os.fspath(path)
-    files.check_path(path)
-    if not path.endswith(".pt"):
-        path = files.join(path, MODEL)
-    content = checkpoint.load_file(path)
-    model, tokenizer, metrics = unpack_model(content, path)
-    model.eval()
-    asked, resolved, made_with = (dict(content.get(name, {})) for name in ("asked", "resolved", "made_with"))
-    return Run(model, tokenizer, metrics, asked, resolved, made_with, path=path)
+def load(path: str | os.PathLike[str], *, base: str | os.PathLike[str] | None = None) -> Run:
+    """The run in a folder or at a URL, or of one model.pt. Raises UserError and OSError; no code in it is run.
+
+    base: where the model is now beside which LoRA trained the run, if it is no longer where it was.
+    """
+    saved = read_model(os.fspath(path), None if base is None else os.fspath(base))
+    return Run(
+        saved.model, saved.tokenizer, saved.metrics, saved.asked, saved.resolved, saved.made_with, path=saved.path
+    )
 
 
 def train(
@@ -176,10 +202,16 @@ def train_run(
     options, display = settings.options, Display(quiet=settings.options.quiet)
     minutes = minutes_of(settings)
     deadline = Deadline(60 * minutes) if minutes else None
+    base = None
+    if settings.task.init_from:
+        with display.working() as on_progress:
+            on_progress(f"reading {settings.task.init_from}", 0, None)
+            base = read_whole_model(settings.task.init_from)
+        settings = settings.based_on(brought_by(base, {} if options.repeat else settings.asked()))
     if options.model_dir is None or options.plan_only:
         if options.resume == "must" and options.model_dir is None:
             raise UserError("resume = 'must': there is no model_dir to go on from. Name it, or leave out resume.")
-        return _train(settings, given, val_given, None, display, deadline, on_log, should_stop)
+        return _train(settings, given, val_given, base, None, display, deadline, on_log, should_stop)
     with display.working() as on_progress:
         if files.is_remote(options.model_dir):
             on_progress(f"looking at {options.model_dir}", 0, None)
@@ -194,9 +226,9 @@ def train_run(
     try:
         if deadline and folder.previous:
             settings = settings.planned(planned_of(folder.previous.resolved))
-        folder.check_early(flat(settings.model, settings.train) | _absolute(settings.data))
+        folder.check_early(_known_early(settings) | _absolute(settings))
         settings = dataclasses.replace(settings, train=folder.take_over(settings.train))
-        return _train(settings, given, val_given, folder, display, deadline, on_log, should_stop)
+        return _train(settings, given, val_given, base, folder, display, deadline, on_log, should_stop)
     except SystemExit:  # a second signal
         at_once = True
         raise
@@ -208,6 +240,7 @@ def _train(
     settings: Settings,
     given: Any,
     val_given: Any,
+    base: Saved | None,
     folder: RunFolder | None,
     display: Display,
     deadline: Deadline | None,
@@ -216,23 +249,27 @@ def _train(
 ) -> Run:
     device, _ = choose_device(settings.train.device)
     previous = folder.previous if folder else None
-    settings, model_config, data, plan = read_and_plan(settings, given, val_given, display, deadline, previous, device)
+    settings, model_config, data, plan = read_and_plan(
+        settings, given, val_given, display, deadline, previous, device, base
+    )
     made_with = {**versions(), "hardware": hardware(device), **data.facts, "origins": settings.origins_below}
+    if base:
+        made_with["base"] = base.named()
     _check_repeat(settings, made_with)
     batches = Batches(data.train_dataset, settings.train.batch_size, settings.train.seed)
     micro_batch_size = min(settings.train.micro_batch_size or settings.train.batch_size, batches.num_items)
     memory = check_memory(model_config, micro_batch_size, data.train_dataset.window, device)
     with seeded(device, stream_seed("weights", settings.train.seed)):
-        model = LanguageModel(model_config)
+        model = _make_model(settings, model_config, data, base)
     machine, config = settle(settings.train, model, batches, data.val_dataset)
-    resolved = flat(settings.data, model_config, config) | _absolute(settings.data)
+    resolved = flat(settings.data, settings.task, model_config, config) | _absolute(settings)
     if data.tokenizer is None:
         del resolved["tokenizer"]
     rows = header(settings, data, model_config, config, machine, len(batches), memory, plan)
     run = Run(model, data.tokenizer, {}, settings.asked(), resolved, made_with, data=data)
     if settings.options.plan_only:
         display.header(rows)
-        display.print(f"{summary(model_config)}\n")
+        display.print(f"{summary(model)}\n")
         warn(settings, data, config, len(batches))
         return run
     if folder:
@@ -242,11 +279,7 @@ def _train(
             rows["resumed"] = folder.previous.told()
     display.header(rows)
     warn(settings, data, config, len(batches))
-    if settings.options.quiet and "sample_every" not in run.asked:
-        config = dataclasses.replace(config, sample_every=0)
-    if deadline:
-        reserved = _SAMPLE_SECONDS + _YARDSTICK_SHARE * min(FULL_SECONDS, 0.05 * deadline.seconds)
-        config = dataclasses.replace(config, max_minutes=max(1.0, deadline.left() - reserved) / 60)
+    config = _for_now(config, settings, deadline)
     left = previous.seconds_left if previous and previous.checkpoint else deadline.left() if deadline else None
     total_steps = config.max_steps or (previous.manifest.get("total_steps", 0) if previous else 0)
     with display.live(total_steps, left, folder.records() if folder else ()) as show:
@@ -256,52 +289,40 @@ def _train(
             data.val_dataset,
             config,
             tokenizer=data.tokenizer,
+            also_dataset=data.also.dataset if data.also else None,
             model_dir=folder,
             on_log=_both(show, on_log),
             should_stop=should_stop,
         )
-    _end(run, data, folder, display, on_log)
+    end(run, data, folder, display, on_log)
     return run
 
 
-def _end(
-    run: Run,
-    data: PreparedData,
-    folder: RunFolder | None,
-    display: Display,
-    on_log: Callable[[Record], None] | None,
-) -> None:
-    """What comes after the last step: a sample, the yardsticks, the pages, the last files, the summary."""
-    history = run.history
-    assert history is not None
-    run.metrics = dict(history.best or {})
-
-    def tell(record: Record) -> None:
-        history.records.append(record)
-        if folder:
-            folder.log(record)
-        if on_log:
-            on_log(record)
-
-    _look_back(run, display, data, tell, is_in_memory=folder is None)
-    if folder:
-        _finish_folder(folder, run, display)
-    path, report = (files.join(folder.path, name) if folder else None for name in (MODEL, REPORT))
-    found = diagnose(run.recorded)
-    told = [f"{one.title}. {one.advice} {one.flag}" for one in found]
-    display.summary(run.metrics, history, path, data.source_bits_per_byte, report=report, diagnosis=told)
+def _for_now(config: TrainConfig, settings: Settings, deadline: Deadline | None) -> TrainConfig:
+    """The configuration with what no run remembers: no samples that nobody sees, and the minutes that are left."""
+    if settings.options.quiet and "sample_every" not in settings.asked():
+        config = dataclasses.replace(config, sample_every=0)
+    if deadline:
+        seconds = deadline.left() - reserved_seconds(deadline.seconds, settings.task.task)
+        config = dataclasses.replace(config, max_minutes=max(1.0, seconds) / 60)
+    return config
 
 
-def _finish_folder(folder: RunFolder, run: Run, display: Display) -> None:
-    """Writes the pages and waits until all is written and sent; what is not is told."""
-    folder.write_pages()
-    with display.working() as on_progress:
-        if folder.remote:
-            on_progress(f"sending what is left to {folder.path}", 0, None)
-        folder.finish(interrupted=run.history is not None and run.history.status == "interrupted")
-    run.save_error, run.upload_error = folder.save_error, folder.upload_error
-    for error in folder.errors:
-        warnings.warn(error, stacklevel=3)
+def _make_model(settings: Settings, config: ModelConfig, data: PreparedData, base: Saved | None) -> LanguageModel:
+    """The model to train: new, or with the weights of the base."""
+    task = data.task
+    if base is None:
+        model = new_model(config, task)
+    else:
+        same_labels = base.task is not None and task is not None and base.task.labels == task.labels
+        model = grown(base.model, config, task, keep_head=same_labels)
+        set_trainable(model, settings.task.trainable, settings.task.lora_rank)
+    if isinstance(model, Classifier):
+        model.token_dropout = settings.task.token_dropout
+        assert task and data.train_examples
+        if settings.task.class_weights == "balanced":
+            model.class_weights = class_weights_of(data.train_examples.outputs, task.labels)
+    return model
 
 
 def _both(first: Callable[[Record], None], second: Callable[[Record], None] | None) -> Callable[[Record], None]:
@@ -339,59 +360,19 @@ def _check_repeat(settings: Settings, made_with: dict[str, Any]) -> None:
             )
 
 
-def _absolute(config: DataConfig) -> dict[str, Any]:
+def _known_early(settings: Settings) -> dict[str, Any]:
+    """The settings that are known before any text is read: of a task, its examples may choose the window."""
+    known = flat(settings.task, settings.model, settings.train)
+    if settings.task.task != LANGUAGE_MODEL and "max_seq_len" not in settings.fixed():
+        del known["max_seq_len"]
+    return known
+
+
+def _absolute(settings: Settings) -> dict[str, Any]:
     """The settings that name local files, made absolute, so that a run can be repeated from another folder."""
-    several = {name: getattr(config, name) for name in ("data", "val_data")}
+    data, task = settings.data, settings.task
+    several = {"data": data.data, "val_data": data.val_data}
+    several |= {"target_file": task.target_file, "also_evaluate": task.also_evaluate}
     paths: dict[str, Any] = {name: tuple(map(absolute, names)) for name, names in several.items() if names}
-    return paths | {"tokenizer": absolute(config.tokenizer)}
-
-
-def _look_back(
-    run: Run, display: Display, data: PreparedData, tell: Callable[[Record], None], *, is_in_memory: bool
-) -> None:
-    """Shows and records what the model writes, what simple predictors score, and how the run ended."""
-    history = run.history
-    assert history is not None
-    if run.metrics and history.status != "interrupted":  # who stops a run wants it to end
-        if run.tokenizer and not display.quiet:
-            # Only where documents were told apart has the model learned how one begins.
-            prompt = "" if data.many_documents else "\n"
-            with contextlib.suppress(KeyboardInterrupt):  # the stop button: the model is there, and is not to be lost
-                text = run.generate(prompt, max_new_tokens=_SAMPLE_TOKENS, seed=0).strip()
-                tell({"step": run.step, "prompt": "", "sample": text})
-                display.sample(text)
-        if data.name != "dummy" and not (display.quiet and is_in_memory):
-            _show_yardsticks(run, display, data, tell)
-    tell(history.ending())
-
-
-def _show_yardsticks(run: Run, display: Display, data: PreparedData, tell: Callable[[Record], None]) -> None:
-    """What simple predictors make of the validation text, measured in a small share of the time that the run took."""
-    try:
-        found = yardsticks(
-            data.train_dataset.tokens,
-            data.val_dataset,
-            run.tokenizer,
-            data.vocab_size,
-            seconds=_yardstick_seconds(run),
-            source_bits_per_byte=data.source_bits_per_byte,
-        )
-    except (UserError, OSError, MemoryError, KeyboardInterrupt) as error:  # the model is there, and is not to be lost
-        display.print(f"no yardsticks: {error or type(error).__name__}")
-        return
-    tell({"step": run.step, "yardsticks": [dataclasses.asdict(one) for one in found]})
-    metrics = run.metrics
-    bits, loss, accuracy = (metrics.get(name) for name in ("val_bits_per_byte", "val_loss", "val_accuracy"))
-    display.yardsticks(found, Yardstick("this model", bits, loss, accuracy=accuracy))
-    display.print("")
-
-
-def _yardstick_seconds(run: Run) -> float:
-    """What yardsticks may take on a slow core after a run: 5 % of its minutes, or of what its operations may take.
-
-    Reckoned from its settings and steps, not from the clock, so that its repetition measures on the same samples.
-    """
-    minutes = run.resolved.get("max_minutes")
-    tokens = run.metrics["tokens_seen"]
-    seconds = 60 * minutes if minutes else tokens * flops_per_token(run.model.config) / _FLOPS_PER_SECOND
-    return float(min(FULL_SECONDS, 0.05 * seconds))
+    base = {"init_from": absolute(task.init_from)} if task.init_from else {}
+    return paths | base | {"tokenizer": absolute(data.tokenizer)}

@@ -12,14 +12,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slm.config import CONFIGS, FIELDS, PRESETS, RECIPES, DataConfig, ModelConfig, RunOptions, TrainConfig, UserError
+from slm.config import CONFIGS, FIELDS, PRESETS, RECIPES, DataConfig, ModelConfig, RunOptions, TaskConfig, TrainConfig
+from slm.fields import Checked, UserError
+from slm.recipes import TUNING_PRESET
 from slm.storage import files
 
 # Begins every config.toml that a run writes; a folder whose config.toml begins so belongs to a run.
 MARKER = "# A run of slm."
 # Layers below everything that anybody asks for, each over those before it.
 DEFAULT, RECIPE, PRESET, PLAN = "default", "recipe", "preset of the corpus", "plan"
-_NOT_ASKED = (DEFAULT, RECIPE, PRESET, PLAN)
+TASK, TUNING, BASE = "preset of the task", "fine-tuning preset", "the model in init_from"
+_NOT_ASKED = (DEFAULT, RECIPE, PRESET, TASK, TUNING, PLAN, BASE)
 _STRING_OR_COMMENT = re.compile(r"""'[^']*'?|"(?:[^"\\]|\\.)*"?|#.*""")
 _MOST_DOTS = 100  # of a line, outside strings and comments
 _EXPLANATION = "`slm-train --config FILE` asks for the same; `slm-train --repeat FOLDER` replays [resolved]."
@@ -27,35 +30,48 @@ _EXPLANATION = "`slm-train --config FILE` asks for the same; `slm-train --repeat
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The four configurations of a run, and for each name the layer that set it ("default" if none did)."""
+    """The configurations of a run, and for each name the layer that set it ("default" if none did)."""
 
     data: DataConfig
+    task: TaskConfig
     model: ModelConfig
     train: TrainConfig
     options: RunOptions
     origins: Mapping[str, str]
     layers: Mapping[str, Mapping[str, Any]]
 
+    def fixed(self) -> dict[str, Any]:
+        """What no plan may decide: what somebody set, and what comes with a task or a trained model to start from."""
+        layers = (*(self.layers.get(name, {}) for name in (TASK, TUNING, BASE)), self.asked())
+        return {name: value for keys in layers for name, value in keys.items()}
+
     def planned(self, plan: Mapping[str, Any]) -> Settings:
-        """These settings with a plan as a layer: what somebody asked for wins over it."""
-        below = {name: keys for name, keys in self.layers.items() if name in (DEFAULT, RECIPE, PRESET)}
-        above = {name: keys for name, keys in self.layers.items() if name not in _NOT_ASKED}
-        return merge({**below, PLAN: {**self.layers.get(PLAN, {}), **plan}, **above})
+        """These settings with a plan as a layer: what somebody asked for, and a trained model, win over it."""
+        return self._with_layer(PLAN, {**self.layers.get(PLAN, {}), **plan})
+
+    def based_on(self, model: Mapping[str, Any]) -> Settings:
+        """These settings with what a trained model that they start from brings along."""
+        return self._with_layer(BASE, model)
+
+    def _with_layer(self, name: str, keys: Mapping[str, Any]) -> Settings:
+        layers = {**self.layers, name: keys}
+        below = {layer: layers[layer] for layer in _NOT_ASKED if layer in layers}
+        return merge({**below, **{layer: keys for layer, keys in layers.items() if layer not in _NOT_ASKED}})
 
     @property
     def origins_below(self) -> dict[str, str]:
         """For each setting that nobody asked for and that is not at its default, the layer that set it."""
-        return {name: layer for name, layer in self.origins.items() if layer in (RECIPE, PRESET, PLAN)}
+        return {name: layer for name, layer in self.origins.items() if layer in _NOT_ASKED[1:]}
 
     def asked(self) -> dict[str, Any]:
         """What somebody set, by name, without what concerns one invocation only."""
         options = {field.name for field in dataclasses.fields(RunOptions)}
-        values = flat(self.data, self.model, self.train)
+        values = flat(self.data, self.task, self.model, self.train)
         asked = (name for name, layer in self.origins.items() if layer not in _NOT_ASKED and name not in options)
         return {name: values[name] for name in asked if values[name] is not None}
 
 
-def flat(*configs: DataConfig | ModelConfig | TrainConfig | RunOptions) -> dict[str, Any]:
+def flat(*configs: Checked) -> dict[str, Any]:
     """The fields of several configurations as one dict."""
     return {name: value for config in configs for name, value in dataclasses.asdict(config).items()}
 
@@ -72,15 +88,22 @@ def as_settings(data: Any, settings: Mapping[str, Any]) -> tuple[dict[str, Any],
     A str, a path object or a list of path objects names files; any other value is the texts or token ids it holds, and
     the key is None, so that it wins over what a config file names.
     """
-    keys = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in settings.items()}
-    given = {"data": data, "val_data": keys.pop("val_data", None)}
+    keys = {name: _without_path_objects(value) for name, value in settings.items() if name != "val_data"}
+    given = {"data": data, "val_data": settings.get("val_data")}
     for name, value in given.items():
-        several = isinstance(value, list | tuple) and value and all(isinstance(path, os.PathLike) for path in value)
-        if several or isinstance(value, str | os.PathLike):
-            keys[name], given[name] = [os.fspath(path) for path in value] if several else os.fspath(value), None
+        paths = _without_path_objects(value)
+        if isinstance(paths, str) or paths is not value:
+            keys[name], given[name] = paths, None
         elif value is not None:
             keys[name] = None
     return keys, given["data"], given["val_data"]
+
+
+def _without_path_objects(value: Any) -> Any:
+    """A path object, or each of a list of them, as a str; anything else as it is."""
+    if isinstance(value, list | tuple) and value and all(isinstance(one, os.PathLike) for one in value):
+        return [os.fspath(one) for one in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def merge(layers: Mapping[str, Mapping[str, Any]]) -> Settings:
@@ -100,8 +123,10 @@ def merge(layers: Mapping[str, Mapping[str, Any]]) -> Settings:
     def build(config: type[Any]) -> Any:
         return config(**{f.name: values[f.name] for f in dataclasses.fields(config) if f.name in values})
 
-    data, model, train, options = (build(config) for config in CONFIGS)
-    return Settings(data=data, model=model, train=train, options=options, origins=origins, layers=dict(layers))
+    data, task, model, train, options = (build(config) for config in CONFIGS)
+    return Settings(
+        data=data, task=task, model=model, train=train, options=options, origins=origins, layers=dict(layers)
+    )
 
 
 def read_toml(path: str) -> dict[str, Any]:
@@ -135,11 +160,13 @@ def layered(keys: Mapping[str, Any], layer: str, defaults: Mapping[str, Any] | N
         return merge({DEFAULT: defaults or {}, f"repeat {repeat}": _resolved(repeat), layer: keys})
     asked = {config: read_config(config)} if config is not None else {}
     layers = {DEFAULT: defaults or {}, **asked, layer: keys}
-    preset = _preset(_topmost(layers, "data"))
+    preset = _preset(_topmost(layers, "data"), _topmost(layers, "task"))
+    tuning = TUNING_PRESET if _topmost(layers, "init_from") else {}
     recipe = _topmost(layers, "recipe") or ("modern" if _topmost(layers, "max_minutes") else None)
     named = {"recipe": recipe, **RECIPES[recipe]} if isinstance(recipe, str) and recipe in RECIPES else {}
     provisional = {**_provisional(layers), "schedule": "wsd"} if _topmost(layers, "max_minutes") else {}
-    return merge({DEFAULT: layers.pop(DEFAULT), RECIPE: named, PRESET: preset, PLAN: provisional, **layers})
+    below = {DEFAULT: layers.pop(DEFAULT), RECIPE: named, **preset, TUNING: tuning, PLAN: provisional}
+    return merge({**below, **layers})
 
 
 def _topmost(layers: Mapping[str, Mapping[str, Any]], name: str) -> Any:
@@ -160,14 +187,16 @@ def _provisional(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {"embed_dim": 32 * heads_known, "num_heads": heads_known, **rate}
 
 
-def _preset(data: Any) -> dict[str, Any]:
-    """What a built-in corpus brings along."""
+def _preset(data: Any, task: Any) -> dict[str, dict[str, Any]]:
+    """What a task, and a built-in corpus for it, bring along, by layer."""
     name = data[0] if isinstance(data, list | tuple) and len(data) == 1 else data
     corpus, _, size = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if task not in (None, TaskConfig().task):
+        return {TASK: {**PRESETS.get(str(task), {}), **PRESETS.get(f"{corpus} {task}", {})}}
     preset = dict(PRESETS.get(corpus, {}))
     if size:
         preset.pop("val_fraction", None)  # a share that suits the corpus's own size alone
-    return preset
+    return {PRESET: preset}
 
 
 def read_config(path: str) -> dict[str, Any]:

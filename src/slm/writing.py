@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from slm.config import UserError
+from slm.data.tasks import Encoder
 from slm.data.tokenizer import Tokenizer
 from slm.fields import signature_with
 from slm.model.generation import stream_tokens
@@ -125,6 +126,8 @@ samples.__signature__ = signature_with(samples, dataclasses.fields(Sampling))  #
 
 
 def _tokenizer_of(run: Run) -> Tokenizer:
+    if run.task and run.task.labels:
+        raise UserError("this model tells labels, and writes no text: use run.classify.")
     if run.tokenizer is None:
         raise UserError(
             "this model has no tokenizer, for it was trained on dummy tokens or on token ids: it cannot write text."
@@ -133,13 +136,15 @@ def _tokenizer_of(run: Run) -> Tokenizer:
 
 
 def _ids_of(run: Run, prompt: str) -> list[int]:
-    """The ids of a prompt; a prompt longer than the model can look at is told."""
+    """The ids of a prompt, in the template of the run's task; a prompt longer than the model can look at is told."""
     if not isinstance(prompt, str):
         raise UserError(f"prompt = {prompt!r:.60}: must be a str. slm.samples takes several, and slm.stream one.")
-    tokenizer = _tokenizer_of(run)
-    start = [] if run.start_id is None else [run.start_id]
-    ids = [*start, *tokenizer.encode(prompt)] or [tokenizer.end_id or 0]
-    window = run.model.config.max_seq_len
+    tokenizer, window = _tokenizer_of(run), run.model.config.max_seq_len
+    if run.task:
+        (ids,) = Encoder(run.task, tokenizer, window).prompts([prompt])
+    else:
+        start = [] if run.start_id is None else [run.start_id]
+        ids = [*start, *tokenizer.encode(prompt)] or [tokenizer.end_id or 0]
     if len(ids) > window:
         warnings.warn(
             f"the prompt has {len(ids):,} tokens, and this model looks at {window:,} at most: it goes on from the last "

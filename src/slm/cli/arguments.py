@@ -58,16 +58,22 @@ def _with_underscores(argument: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
-def add_fields(parser: Parser, fields: Iterable[dataclasses.Field[Any]], *, everything: bool) -> None:
-    """Adds a flag for each field, by group; those that are not everyday show in the help only with `everything`."""
-    groups: dict[str, Any] = {}
+def add_fields(
+    parser: Parser, fields: Iterable[dataclasses.Field[Any]], *, everything: bool, groups: Sequence[str] = ()
+) -> None:
+    """Adds a flag for each field, by group.
+
+    Those that are not everyday show in the help only with `everything`, or where their group is one of the groups.
+    """
+    made: dict[str, Any] = {}
     for field in fields:
         name = field.name
         name_of_group = field.metadata["group"]
-        if name_of_group not in groups:
-            groups[name_of_group] = parser.add_argument_group(name_of_group)
-        group = groups[name_of_group]
-        help = field_help(field) if everything or field.metadata["everyday"] else argparse.SUPPRESS
+        if name_of_group not in made:
+            made[name_of_group] = parser.add_argument_group(name_of_group)
+        group = made[name_of_group]
+        is_shown = everything or field.metadata["everyday"] or name_of_group in groups
+        help = field_help(field) if is_shown else argparse.SUPPRESS
         if kind_of(field) == "bool":
             group.add_argument(f"--{name}", action="store_const", const=True, help=help)
             group.add_argument(f"--no_{name}", dest=name, action="store_const", const=False, help=argparse.SUPPRESS)

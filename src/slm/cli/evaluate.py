@@ -6,18 +6,23 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from slm.cli.arguments import OK, Parser, add_fields, run_command
-from slm.config import FIELDS, DataConfig
+from slm.config import FIELDS, DataConfig, UserError
 
 if TYPE_CHECKING:
-    from slm.metrics.scoring import Estimate, Evaluation
+    from slm.evaluation import Progress
+    from slm.metrics.scoring import Comparison, Estimate, Evaluation
+    from slm.run import Run
 
+_OF_TEXT = ("text_field", "split_documents_on")
+_OF_TASKS = ("source_field", "target_field", "target_file", "label_field", "num_beams", "length_penalty")
 DESCRIPTION = (
     "Tell how good a model that slm-train made is on a text, beside what simple predictors score. Without --data, on "
-    "the run's own validation text. Of several models, tell which is better, and how sure that is."
+    "the run's own validation text. Of several models, tell which is better, and how sure that is. Of a model with a "
+    "task, its scores on examples."
 )
 
 
@@ -63,7 +68,7 @@ def make_parser() -> Parser:
     add("--output", choices=("text", "json"), help="json: all numbers as one JSON object. (text)")
     add_fields(
         parser,
-        [FIELDS[name] for name in ("text_field", "split_documents_on", "device")],
+        [FIELDS[name] for name in (*_OF_TEXT, "device", *_OF_TASKS)],
         everything=True,
     )
     return parser
@@ -73,41 +78,85 @@ def _evaluate(
     model_dir: Sequence[str] = (".",),
     output: str = "text",
     quiet: bool = False,
+    **settings: Any,
+) -> int:
+    DataConfig(**{name: value for name, value in settings.items() if name in ("data", *_OF_TEXT)})  # told before torch
+    from slm.display import Display
+    from slm.run import load
+
+    runs = [load(name) for name in model_dir]
+    with Display(quiet=quiet or output == "json").working() as on_progress:
+        if len(runs) == 1 and runs[0].task:
+            told = _task_told(runs[0], output, on_progress, **settings)
+        else:
+            told = _text_told(runs, model_dir, output, on_progress, **settings)
+    told()
+    return OK
+
+
+def _task_told(run: Run, output: str, on_progress: Progress, **settings: Any) -> Callable[[], None]:
+    """What prints the scores of a run of a task on examples."""
+    from slm.display import Display
+    from slm.task_scores import evaluate_task
+
+    if "stride" in settings:
+        raise UserError(f"stride = {settings['stride']} is for running text, and this run learned another task.")
+    names, device = tuple(settings.pop("data", ())), settings.pop("device", "auto")
+    with_yardsticks = not settings.pop("no_yardsticks", False)
+    found = evaluate_task(
+        run, names, None, settings, device=device, with_yardsticks=with_yardsticks, on_progress=on_progress
+    )
+    if output == "json":
+        return lambda: print(json.dumps({"model_dir": run.path, **found.as_record()}))
+    return lambda: Display(quiet=False).print(f"{found}\n")
+
+
+def _text_told(
+    runs: list[Run],
+    names: Sequence[str],
+    output: str,
+    on_progress: Progress,
     stride: int | None = None,
     device: str = "auto",
     no_yardsticks: bool = False,
     **settings: Any,
-) -> int:
-    config = DataConfig(**settings)
-    from slm.display import Display
+) -> Callable[[], None]:
+    """What prints the numbers of runs on a text, and how they compare."""
     from slm.evaluation import evaluate_all
     from slm.metrics.scoring import compare_evaluations
 
-    display = Display(quiet=output == "json")
-    with Display(quiet=quiet or output == "json").working() as on_progress:
-        found = evaluate_all(
-            model_dir,
-            config,
-            stride=stride,
-            device=device,
-            with_yardsticks=not no_yardsticks,
-            on_progress=on_progress,
-        )
+    for name in _OF_TASKS:
+        if name in settings:
+            raise UserError(f"{name} = {settings[name]!r} is of a task, and the run in {names[0]} goes on with text.")
+    found = evaluate_all(
+        runs,
+        DataConfig(**settings),
+        stride=stride,
+        device=device,
+        with_yardsticks=not no_yardsticks,
+        on_progress=on_progress,
+    )
     comparisons = [compare_evaluations(found[0], other) for other in found[1:]]
+    return lambda: _print(found, comparisons, names, output)
+
+
+def _print(found: list[Evaluation], comparisons: list[Comparison], names: Sequence[str], output: str) -> None:
+    from slm.display import Display
+
     if output == "json":
-        runs = [{"model_dir": name, **_as_json(one)} for name, one in zip(model_dir, found, strict=True)]
+        runs = [{"model_dir": name, **_as_json(one)} for name, one in zip(names, found, strict=True)]
         told = [
-            {"first": model_dir[0], "second": name, "difference": _number(one.difference), "unit": one.unit,
-             "verdict": one.verdict(model_dir[0], name)}
-            for name, one in zip(model_dir[1:], comparisons, strict=True)
+            {"first": names[0], "second": name, "difference": _number(one.difference), "unit": one.unit,
+             "verdict": one.verdict(names[0], name)}
+            for name, one in zip(names[1:], comparisons, strict=True)
         ]  # fmt: skip
         print(json.dumps({"evaluations": runs, "comparisons": told}))
-        return OK
-    for name, one in zip(model_dir, found, strict=True):
+        return
+    display = Display(quiet=False)
+    for name, one in zip(names, found, strict=True):
         display.evaluation(name, one)
-    for name, comparison in zip(model_dir[1:], comparisons, strict=True):
-        display.print(comparison.verdict(model_dir[0], name))
-    return OK
+    for name, comparison in zip(names[1:], comparisons, strict=True):
+        display.print(comparison.verdict(names[0], name))
 
 
 def _as_json(found: Evaluation) -> dict[str, Any]:

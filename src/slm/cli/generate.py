@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from slm.cli.arguments import OK, Parser, add_fields, run_command
+from slm.config import FIELDS, UserError
 from slm.sampling import NAMES as SAMPLING
 from slm.sampling import Sampling
 
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
     from slm.writing import Sample
 
 DESCRIPTION = (
-    "Let a model that slm-train made continue a prompt. Without one it continues each line that you type, until the "
-    "end of the input (Ctrl-D)."
+    "Let a model that slm-train made continue a prompt, write the target of a source, or tell the label of a text, as "
+    "it has learned. Without --prompt it answers each line that you type, until the end of the input (Ctrl-D)."
 )
+SEARCH = ("num_beams", "length_penalty")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--prompt and --prompt_file both name the prompt: give one of them.")
     if values.get("num_samples", 1) < 1:
         parser.error(f"num_samples = {values['num_samples']}: must be at least 1.")
-    sampling = {name: values.pop(name) for name in SAMPLING if name in values}
-    return run_command(parser.prog, lambda: _generate(Sampling.from_names(sampling), **values))
+    sampling = {name: values.pop(name) for name in (*SAMPLING, *SEARCH) if name in values}
+    return run_command(parser.prog, lambda: _generate(sampling, **values))
 
 
 def make_parser() -> Parser:
@@ -49,11 +51,12 @@ def make_parser() -> Parser:
         help="json: a line of JSON for each continuation, with its tokens and their log-probabilities. (text)",
     )
     add_fields(parser, dataclasses.fields(Sampling), everything=True)
+    add_fields(parser, [FIELDS[name] for name in SEARCH], everything=True)
     return parser
 
 
 def _generate(
-    sampling: Sampling,
+    settings: dict[str, Any],
     model_dir: str = ".",
     prompt: str | None = None,
     prompt_file: str | None = None,
@@ -62,13 +65,14 @@ def _generate(
 ) -> int:
     from slm.storage import files
 
+    Sampling.from_names({name: value for name, value in settings.items() if name in SAMPLING})  # told before torch
     if prompt_file is not None:
         files.check_path(prompt_file)
         prompt = files.read_bytes(prompt_file).decode("utf-8", "replace")
     from slm.run import load
 
     run = load(model_dir)
-    settings = {field.name: getattr(sampling, field.name) for field in dataclasses.fields(sampling)}
+    _check_settings(run, settings)
     if prompt is not None:
         _write(run, prompt, num_samples, output, settings)
         return OK
@@ -99,6 +103,9 @@ def _write(run: Run, prompt: str, num_samples: int, output: str, settings: dict[
     """The continuations of one prompt, on standard output."""
     from slm.writing import samples, stream
 
+    if run.task and not set(settings) & _OF_CHANCE:
+        _answer(run, prompt, output, settings)
+        return
     if output == "text" and num_samples == 1:
         pieces = stream(run, prompt, **settings)
         print(prompt, end="", flush=True)
@@ -110,6 +117,34 @@ def _write(run: Run, prompt: str, num_samples: int, output: str, settings: dict[
     for number, sample in enumerate(made, 1):
         told = _json(sample) if output == "json" else f"--- {number} of {len(made)}\n{sample.prompt}{sample.text}"
         print(told, flush=True)  # a program at the other end of a pipe may wait for it
+
+
+# With one of these a target is drawn at random, as text is, and not searched for.
+_OF_CHANCE = set(SAMPLING) - {"max_new_tokens"}
+
+
+def _check_settings(run: Run, settings: dict[str, Any]) -> None:
+    """Raises UserError for settings that the run's task has no use for."""
+    searches, draws = sorted(set(settings) & set(SEARCH)), sorted(set(settings) & _OF_CHANCE)
+    if searches and (run.task is None or run.task.labels):
+        raise UserError(f"{searches[0]} is for models trained with --task pairs, and this one is none. Leave it out.")
+    if searches and draws:
+        raise UserError(f"{searches[0]} searches for the best target and {draws[0]} draws one: leave one of them out.")
+    if settings and run.task and run.task.labels:
+        raise UserError(f"{sorted(settings)[0]} is for models that write, and this one tells labels. Leave it out.")
+
+
+def _answer(run: Run, prompt: str, output: str, settings: dict[str, Any]) -> None:
+    """The best target of a source, or the label of a text, on standard output."""
+    assert run.task
+    if run.task.labels:
+        (found,) = run.classify(prompt)
+        values, told = dataclasses.asdict(found), f"{found.label} ({100 * found.probability:.1f} %)"
+    else:
+        told = run.complete(prompt, **settings)
+        values = {"text": told}
+    line = json.dumps({"prompt": prompt, **values}, ensure_ascii=False) if output == "json" else told
+    print(line, flush=True)
 
 
 def _json(sample: Sample) -> str:

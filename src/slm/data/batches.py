@@ -15,8 +15,10 @@ from torch.utils.data import Dataset, default_collate
 
 from slm.config import UserError
 from slm.data.dataset import TextDataset
+from slm.data.example_dataset import ExampleDataset
 
 _ROUNDS = 8
+_POOL = 50  # batches of examples that are sorted by length together: a batch then wastes little on padding
 _PLACES_AT_ONCE = 4096  # of an order; a place then costs what its arithmetic does, whatever the batch size
 
 
@@ -72,6 +74,7 @@ class Batches:
     back where it would pass the end. Where the dataset knows the token that begins a document, each window in which
     one begins moves on to it: windows may then overlap, leave targets to other epochs, and pass the end, with
     IGNORE_INDEX there. Of any other dataset each item comes once an epoch. The last batch of an epoch may be smaller.
+    Examples of unequal length (ExampleDataset) come in batches of similar length, in random order.
     """
 
     def __init__(self, dataset: Dataset[Any], batch_size: int, seed: int) -> None:
@@ -90,6 +93,9 @@ class Batches:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch from number `start` on, as tokens (B, T) and targets (B, T)."""
         offset = stream_seed("offset", self.seed, epoch)
+        if isinstance(self.dataset, ExampleDataset):
+            yield from map(self.dataset.batch, self._by_length(self.dataset, epoch, start))
+            return
         for indices in self._indices(epoch, start):
             if isinstance(self.dataset, TextDataset):
                 window, last = self.dataset.window, self.dataset.num_targets - self.dataset.window
@@ -97,6 +103,17 @@ class Batches:
                 yield self.dataset.windows_at(self.dataset.document_starts(starts))
             else:
                 yield default_collate([self.dataset[index] for index in indices.tolist()])
+
+    def _by_length(self, dataset: ExampleDataset, epoch: int, start: int) -> Iterator[Tensor]:
+        """The examples of each batch of an epoch from batch `start` on: pools of random ones, each sorted and cut."""
+        order, pool_size = Order(self.num_items, "order", self.seed, epoch), _POOL * self.batch_size
+        for pool in range(start // _POOL, -(-len(self) // _POOL)):
+            items = order(np.arange(pool * pool_size, min((pool + 1) * pool_size, self.num_items)))
+            items = items[np.argsort(dataset.lengths[items], kind="stable")]
+            parts = torch.split(torch.from_numpy(items), self.batch_size)
+            shuffled = Order(len(parts), "pool", self.seed, epoch, pool)(np.arange(len(parts)))
+            for number in shuffled[max(start - pool * _POOL, 0) :].tolist():
+                yield parts[number]
 
     def _indices(self, epoch: int, start: int) -> Iterator[Tensor]:
         """The items of each batch of an epoch, (B,), from batch `start` on."""
@@ -108,8 +125,11 @@ class Batches:
 
 
 def in_order(dataset: Dataset[Any], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every item of a dataset once, from first to last, as tokens (B, T) and targets (B, T)."""
+    """Every item of a dataset once, as tokens (B, T) and targets (B, T): from first to last, or from short to long."""
     size = len(dataset)  # type: ignore[arg-type]
+    if isinstance(dataset, ExampleDataset):
+        yield from map(dataset.batch, torch.split(dataset.by_length(), batch_size))
+        return
     for first in range(0, size, batch_size):
         indices = torch.arange(first, min(first + batch_size, size))
         if isinstance(dataset, TextDataset):

@@ -1,10 +1,10 @@
-"""One file -> documents, or token ids: what a file's ending says of it, and what was met on the way."""
+"""One file -> documents, rows or token ids: what a file's ending says of it, and what was met on the way."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -14,11 +14,22 @@ from slm.config import UserError
 from slm.data import decoding
 from slm.data.counts import Chunk, Counts, Notes
 from slm.data.decoding import REPLACEMENT, TextStream
-from slm.data.tables import TABLES, Table
+from slm.data.tables import LONGEST_LINE, TABLES, Field, Table
 from slm.storage import files
 from slm.storage.listing import FileInfo, file_name
 
-__all__ = ["Chunk", "Counts", "check_unicode", "documents", "endings", "is_token_file", "open_tokens"]
+__all__ = [
+    "Chunk",
+    "Counts",
+    "check_unicode",
+    "documents",
+    "endings",
+    "is_table",
+    "is_token_file",
+    "lines_of",
+    "open_tokens",
+    "rows",
+]
 
 TOKENS = (".npy", ".bin")  # token ids, not documents
 PART_CHARS = 2**20  # about so much of a long document at once
@@ -46,6 +57,11 @@ def endings(path: str) -> tuple[str, str]:
     return os.path.splitext(stem)[1], packing
 
 
+def is_table(path: str) -> bool:
+    """True for names of tables, packed or not."""
+    return endings(path)[0] in TABLES
+
+
 def is_token_file(path: str) -> bool:
     """True for names of token ids, .npy and .bin, packed or not."""
     return endings(path)[0] in TOKENS
@@ -60,11 +76,30 @@ def documents(
     folder holds beside text is counted as skipped.
     """
     before = counts.stored_bytes
-    for chunk in _File(file, named, text_field, counts).chunks(split_documents_on):
+    for chunk in _File(file, named, [Field(text_field)], counts).chunks(split_documents_on):
         counts.add(chunk)
         yield chunk
     if file.size is not None:  # also of a file that was skipped, or read for one column
         counts.stored_bytes = before + file.size
+
+
+def rows(file: FileInfo, *, named: bool, fields: Sequence[Field], counts: Counts) -> Iterator[tuple[str, ...]]:
+    """The texts of the fields in each row of a table; `counts` is told of the rest, but not of what a row holds.
+
+    Raises UserError where a file that was named itself gives none, or any file is damaged.
+    """
+    before = counts.stored_bytes
+    yield from _File(file, named, fields, counts).rows()
+    if file.size is not None:
+        counts.stored_bytes = before + file.size
+
+
+def lines_of(file: FileInfo, counts: Counts) -> Generator[str, None, None]:
+    """The lines of a plain text, also empty ones, without their ends, which are LF or CR LF.
+
+    Raises UserError where the file is not text, or damaged.
+    """
+    return _File(file, True, (), counts).lines()
 
 
 def open_tokens(local_path: str) -> np.ndarray[Any, Any]:
@@ -111,8 +146,8 @@ def _open_bin(path: str) -> np.ndarray[Any, Any]:
 class _File:
     """The reading of one file: its chunks, and into `counts` what was skipped."""
 
-    def __init__(self, file: FileInfo, named: bool, text_field: str, counts: Counts) -> None:
-        self.path, self.text_field, self.counts = file.path, text_field, counts
+    def __init__(self, file: FileInfo, named: bool, fields: Sequence[Field], counts: Counts) -> None:
+        self.path, self.fields, self.counts = file.path, fields, counts
         self.ending, self.packing = endings(file.path)
         self.notes = Notes(file, named, counts)
 
@@ -193,9 +228,26 @@ class _File:
                 held, in_parts = held[ready:], True
         self.counts.empty_documents += not found
 
+    def lines(self) -> Generator[str, None, None]:
+        """The lines of the file, a plain text."""
+        if (stream := self._text_stream()) is not None:
+            self.counts.files += 1
+            for line in decoding.lines(stream.unix_lines(), LONGEST_LINE, self.path):
+                yield line.removesuffix("\n")
+            self._close(stream)
+
+    def rows(self) -> Iterator[tuple[str, ...]]:
+        """The rows of the file, a table."""
+        given = False
+        for row in self._rows():
+            given = True
+            yield tuple(map(self._unicode, row))
+        if self.notes.named and not given:
+            raise UserError(f"{self.path} gives no example: {self.notes.problem or 'it has no rows'}.")
+
     def _table(self) -> Iterator[Chunk]:
         given = False
-        for text in self._parquet() if self.ending == ".parquet" else self._rows():
+        for (text,) in self._rows():
             text, replaced = _HALF_SURROGATE.subn(REPLACEMENT, text)
             self.counts.half_surrogates += replaced
             if not text:
@@ -206,17 +258,26 @@ class _File:
         if self.notes.named and self.notes.problem and not given:
             raise UserError(f"{self.path} gives no text: {self.notes.problem}.")
 
-    def _rows(self) -> Iterator[str]:
-        """The texts of a table that is itself text."""
+    def _rows(self) -> Iterator[tuple[str, ...]]:
+        """The texts of each row, which may hold half surrogate pairs."""
+        return self._parquet() if self.ending == ".parquet" else self._text_rows()
+
+    def _unicode(self, text: str) -> str:
+        text, replaced = _HALF_SURROGATE.subn(REPLACEMENT, text)
+        self.counts.half_surrogates += replaced
+        return text
+
+    def _text_rows(self) -> Iterator[tuple[str, ...]]:
+        """The rows of a table that is itself text."""
         if (stream := self._text_stream()) is not None:
-            yield from Table(self.notes, self.ending, self.text_field).texts(stream)
+            yield from Table(self.notes, self.ending, self.fields).rows(stream)
             self._close(stream)
 
-    def _parquet(self) -> Iterator[str]:
+    def _parquet(self) -> Iterator[tuple[str, ...]]:
         if self.packing:
             raise UserError(f"{self.path} is packed, and a .parquet file is read in pieces: unpack it first.")
         with decoding.opened(self.path, self.ending, self.notes.read) as source:
-            yield from Table(self.notes, self.ending, self.text_field).parquet_texts(source)
+            yield from Table(self.notes, self.ending, self.fields).parquet_rows(source)
 
 
 def _separator(typed: str) -> str:

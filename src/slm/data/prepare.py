@@ -49,9 +49,10 @@ class Job:
         in_files: bool = False,
         recheck: bool = False,
         tokenizer: Tokenizer | None = None,
+        only_validation: bool = False,
         on_progress: Progress,
     ) -> None:
-        """tokenizer: one that is there already; all of the text is then for validation."""
+        """tokenizer: one that is there already. only_validation: all of the text is for validation."""
         self.config, self.vocab_size, self.out = config, vocab_size, out
         self.in_files = in_files or out is not None
         self.recheck, self.on_progress = recheck, on_progress
@@ -59,7 +60,7 @@ class Job:
         self.val_corpus = None if val_texts is None else read_texts(val_texts, "val_data")
         if config.val_data:
             self.val_corpus = self._corpus(config.val_data)
-        self.only_validation = tokenizer is not None
+        self.only_validation = only_validation
         if tokenizer is not None:
             self.tokenizer_json: str | None = tokenizer.to_json()
         else:

@@ -157,7 +157,7 @@ def read_corpus(
             parts.setdefault(part.path if isinstance(part, _FilePart) else part.name, part)
     _check_token_files(parts.values())
     aligned = all(isinstance(part, Stories) for part in parts.values())
-    return Corpus(_in_words(told), tuple(parts.values()), aligned, tuple(left_out))
+    return Corpus(in_words(told), tuple(parts.values()), aligned, tuple(left_out))
 
 
 def check_name(name: Any) -> None:
@@ -222,7 +222,7 @@ def _check_token_files(parts: Collection[_NamedPart]) -> None:
         raise UserError(f"{named} holds token ids and other sources hold text: give the one or the other.")
 
 
-def _in_words(names: list[str]) -> str:
+def in_words(names: Sequence[str]) -> str:
     """One name as it is; of several their number, and the first few."""
     if len(names) == 1:
         return names[0]

@@ -23,7 +23,7 @@ from slm.data.prepared import PreparedData
 from slm.data.shards import Prepared, open_prepared
 from slm.data.sources import BUILT_IN, check_name, find_files, read_corpus, read_texts
 from slm.data.survey import FEWEST_DOCUMENTS
-from slm.data.tokenizer import TOKENIZERS, make_tokenizer
+from slm.data.tokenizer import TOKENIZERS, Tokenizer, make_tokenizer
 from slm.data.tokens import Tokens
 from slm.storage import files, listing
 
@@ -41,19 +41,21 @@ def load_data(
     seed: int,
     recheck: bool,
     asked: Container[str],
+    tokenizer: Tokenizer | None = None,
     on_progress: Progress,
 ) -> PreparedData:
     """The datasets of config.data and config.val_data, or of what is given instead: texts or token ids from Python.
 
-    asked: the names of settings that somebody set. Raises UserError where there is too little text.
+    asked: the names of settings that somebody set. tokenizer: that of a model which is there already; None makes the
+    one that the settings say. Raises UserError where there is too little text.
     """
     if given is not None:
         ids, texts = ids_or_texts(given, "data")
         if ids is not None:
             rows, val_rows = Tokens([ids]), _val_rows(config, val_given, on_progress)
             name = "token ids from Python"
-            return _from_ids(rows, val_rows, config, max_seq_len, vocab_size, asked, name)
-        return _from_text(config, texts, val_given, vocab_size, max_seq_len, recheck, on_progress)
+            return _from_ids(rows, val_rows, config, max_seq_len, vocab_size, asked, name, tokenizer)
+        return _from_text(config, texts, val_given, vocab_size, max_seq_len, recheck, tokenizer, on_progress)
     if config.data in (None, ("dummy",)):
         if val_given is not None or config.val_data is not None:
             raise UserError("val_data: the dummy data has its own validation part; set data too.")
@@ -64,13 +66,15 @@ def load_data(
     if (prepared := prepared_folder(names, config, vocab_size, asked, recheck, on_progress)) is not None:
         if val_given is not None:
             raise UserError(f"val_data: {names[0]} was prepared with its own validation part. Leave val_data out.")
+        if tokenizer and prepared.tokenizer.to_json() != tokenizer.to_json():
+            raise UserError(f"{names[0]} was prepared with another tokenizer than this model's: name the text itself.")
         settings = {name: value for name, value in prepared.about["settings"].items() if name != "vocab_size"}
         data = _from_prepared(prepared, max_seq_len, replace(config, **settings))
         return replace(data, prepared_with=settings)
     if (found := token_rows(names, on_progress)) is not None:
         val_rows = _val_rows(config, val_given, on_progress)
-        return _from_ids(found, val_rows, config, max_seq_len, vocab_size, asked, ", ".join(names))
-    return _from_text(config, None, val_given, vocab_size, max_seq_len, recheck, on_progress)
+        return _from_ids(found, val_rows, config, max_seq_len, vocab_size, asked, ", ".join(names), tokenizer)
+    return _from_text(config, None, val_given, vocab_size, max_seq_len, recheck, tokenizer, on_progress)
 
 
 def bytes_of_text(config: DataConfig, given: Any) -> float | None:
@@ -95,12 +99,15 @@ def _from_text(
     vocab_size: int,
     max_seq_len: int,
     recheck: bool,
+    tokenizer: Tokenizer | None,
     on_progress: Progress,
 ) -> PreparedData:
     val_ids, val_texts = (None, None) if val_given is None else ids_or_texts(val_given, "val_data")
     if val_ids is not None:
         raise UserError("val_data is token ids, but the data is text: give texts, too.")
-    job = Job(config, texts, val_texts, vocab_size=vocab_size, recheck=recheck, on_progress=on_progress)
+    job = Job(
+        config, texts, val_texts, vocab_size=vocab_size, recheck=recheck, tokenizer=tokenizer, on_progress=on_progress
+    )
     return _from_prepared(job.run(), max_seq_len, config)
 
 
@@ -273,10 +280,10 @@ def _from_ids(
     vocab_size: int,
     asked: Container[str],
     name: str,
+    tokenizer: Tokenizer | None,
 ) -> PreparedData:
     """Token ids that somebody else made: the tokenizer.json that --tokenizer names reads and writes them."""
-    tokenizer = None
-    if "tokenizer" in asked:
+    if "tokenizer" in asked and tokenizer is None:
         if config.tokenizer in TOKENIZERS:
             raise UserError(
                 f"tokenizer = {config.tokenizer!r}, but the data is token ids: name the tokenizer.json that made "

@@ -46,7 +46,8 @@ class Tokenizer:
         self.vocab_size: int = max(vocabulary.values()) + 1
         unknown = getattr(backend.model, "unk_token", None)
         self.unknown_id: int | None = vocabulary.get(unknown or "")  # for text that no other token spells
-        self.end_id: int | None = next((vocabulary[name] for name in _END_NAMES if name in vocabulary), None)
+        self.end_name: str | None = next((name for name in _END_NAMES if name in vocabulary), None)
+        self.end_id: int | None = vocabulary[self.end_name] if self.end_name else None
         self._cuts = _safe_cuts(backend)
 
     @classmethod
@@ -65,6 +66,19 @@ class Tokenizer:
     def to_json(self) -> str:
         """The whole tokenizer as the text of a Hugging Face tokenizer.json."""
         return self.backend.to_str()
+
+    def id_of(self, token: str) -> int:
+        """The id of a token by its name. Raises LookupError where there is none."""
+        id = self.backend.token_to_id(token)
+        if id is None:
+            raise LookupError(f"the tokenizer has no token {token!r}")
+        return id
+
+    def with_special_tokens(self, names: Iterable[str]) -> Tokenizer:
+        """This tokenizer with special tokens, which no text spells; those that are new get the ids after all others."""
+        backend = tokenizers.Tokenizer.from_str(self.to_json())
+        backend.add_special_tokens([name for name in names if backend.token_to_id(name) is None])
+        return Tokenizer(backend)
 
     def encode(self, text: str) -> list[int]:
         """The token ids of a text, without any special token. Raises UserError for half a surrogate pair."""

@@ -65,7 +65,14 @@ def read_whole(
 
 
 def _prepared(config: DataConfig, texts: Iterable[str] | None, tokenizer: Tokenizer, on_progress: Progress) -> Prepared:
-    job = Job(config, texts, vocab_size=tokenizer.vocab_size, tokenizer=tokenizer, on_progress=on_progress)
+    job = Job(
+        config,
+        texts,
+        vocab_size=tokenizer.vocab_size,
+        tokenizer=tokenizer,
+        only_validation=True,
+        on_progress=on_progress,
+    )
     return job.run()
 
 

@@ -23,6 +23,7 @@ class Course:
         self.log: Mapping[str, Any] = {}
         self.best = math.inf  # val_loss
         self.is_best = False  # whether the last evaluation was better than all before
+        self.before: Mapping[str, Any] = {}  # the metrics of the model that the run started from
         self._losses = Smoothed()
         self._began, self._seconds = time.monotonic(), seconds
         self._first: tuple[int, float] | None = None  # step and time: the first step is slow
@@ -36,6 +37,7 @@ class Course:
     def take(self, record: Mapping[str, Any]) -> Kind | None:
         """What kind of record this is; None for one that live displays do not show."""
         kind = _kind(record)
+        self.before = record.get("before", self.before)
         if kind is not None:
             self.step = record["step"]
         if kind == "log":
@@ -89,7 +91,14 @@ class Course:
     def evaluation_line(self, record: Mapping[str, Any], mark: str = "", without: Collection[str] = ()) -> str:
         """The evaluation that was taken last. mark: what to say of its val_loss. without: names to leave out."""
         epoch = "" if "epoch" in without else f"  epoch {record['epoch']}"
-        return f"{self.place()}{epoch}  {words.evaluation(record, mark, without)}"
+        return f"{self.place()}{epoch}  {words.evaluation(record, mark, without)}{self._also(record)}"
+
+    def _also(self, record: Mapping[str, Any]) -> str:
+        """What the evaluation tells of another text, and how that was before the run."""
+        if "also_val_loss" not in record:
+            return ""
+        before = f" ({self.before['also_val_loss']:.4f} before the run)" if "also_val_loss" in self.before else ""
+        return f"; on the other text {record['also_val_loss']:.4f}{before}"
 
     def decision_line(self, record: Mapping[str, Any]) -> str:
         """The decision that was taken last; nothing where a run was cut off, which its end tells."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-import shlex
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from slm.config import TrainConfig
+from slm.metrics.advice import Finding as Finding
+from slm.metrics.advice import learned_from, longer, more_data, next_step_from_base, rare_labels, worse_than_simple
 from slm.metrics.recorded import Record, Recorded, curve
+from slm.task_config import CLASSIFICATION
 
 # Also the limits of what is warned of before a run.
 MANY_EPOCHS = 10  # up to 4 passes learn nearly as much as new text would, beyond about 16 little (Muennighoff 2023)
@@ -20,6 +21,8 @@ SEEN_OFTEN = 50  # times that an entry of the vocabulary should occur in the tra
 _RISE = 0.01  # of val_loss above its best, and of the train loss below what it was then: overfitting and not noise
 _STILL_FALLING = 0.025  # of val_loss, in the last quarter of the steps
 _SPIKE = 0.1  # of the loss, above the lowest so far
+_SPIKE_OF_LABELS = 0.5  # of the loss at the beginning; a batch has but one target for each text, and soon low losses
+_BOUNCES = 3.0  # times the usual change of val_loss on examples, of which there may be few
 _NOISE = 5.0  # times the usual change from one record to the next, which is larger the fewer tokens a batch has
 _STRONG_PULL = 3.0  # times the limit of gradients
 _MOSTLY = 0.9  # of the steps
@@ -31,24 +34,12 @@ _DUMMY = "dummy"
 Points = list[tuple[float, float]]
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Something that a run's numbers show: what it is, how one sees it, and what to change."""
-
-    name: str  # such as "overfitting"
-    title: str
-    told: str
-    advice: str
-    flag: str  # as for slm-train, with its value; two where one alone would not do
-    is_trouble: bool = True  # else it is room to learn more
-
-
 def diagnose(run: Recorded) -> list[Finding]:
     """What went wrong in a run, the gravest first; empty where nothing shows."""
     if run.made_with.get("data_name") == _DUMMY:  # random tokens: nothing that its curves show means anything
         return []
     found = [one for rule in _RULES for one in rule(run)]
-    return found or list(_only_counts(run))
+    return found or [*_only_counts(run), *rare_labels(run)]
 
 
 def next_step(run: Recorded) -> Finding:
@@ -58,12 +49,15 @@ def next_step(run: Recorded) -> Finding:
     if run.status in ("not ended", "interrupted"):
         told = "Let it finish: the same command goes on where it stopped. In a script, make sure of that with"
         return Finding("unfinished", "Not finished", "", told, "--resume must")
+    if run.resolved.get("init_from"):
+        return next_step_from_base(run)
     if minutes := run.resolved.get("max_minutes"):
         told = "More time pays for a larger model, which is then planned:"
         return Finding("longer", "Healthy", "", told, f"--max_minutes {3 * minutes:g}")
     if run.model_config is None:
-        return Finding("longer", "Healthy", "", "More text, a larger model, or more steps could help:", _longer(run))
-    told = "The loss has nearly stopped falling, so a larger model or more text would learn more. Double the width:"
+        return Finding("longer", "Healthy", "", "More text, a larger model, or more steps could help:", longer(run))
+    what = learned_from(run)
+    told = f"The loss has nearly stopped falling, so a larger model or more {what} would learn more. Double the width:"
     return Finding("larger", "Healthy", "", told, f"--embed_dim {2 * run.resolved.get('embed_dim', 128)}")
 
 
@@ -97,15 +91,22 @@ def _learning_rate_too_high(run: Recorded) -> Iterator[Finding]:
 def _signs_of_high(run: Recorded) -> list[str]:
     signs = []
     losses = [(x, y) for x, y in curve(run.logs, "train_loss") if math.isfinite(y)]
-    spikes = _spikes(losses)
-    if losses and (worst := max(losses, key=lambda point: point[1]))[1] > (1 + _SPIKE) * losses[0][1]:
+    of_first = _SPIKE_OF_LABELS if run.task == CLASSIFICATION else _SPIKE
+    spikes = _spikes(losses, at_least=of_first * losses[0][1] if run.task and losses else 0.0)
+    if losses and (worst := max(losses, key=lambda point: point[1]))[1] > (1 + of_first) * losses[0][1]:
         signs.append(f"the training loss rose from {losses[0][1]:.2f} to {worst[1]:.2f}, near step {worst[0]:,}")
     elif len(spikes) >= 2:
         signs.append(f"the training loss jumped up {len(spikes)} times, first near step {spikes[0]:,}")
     logs = _after_warmup(run)
     limit = run.resolved.get("max_grad_norm") or math.inf
     norms = [y for _, y in curve(logs, "grad_norm") if math.isfinite(y)]
-    if norms and statistics.median(norms) > _STRONG_PULL * limit and _clipped_share(logs) > _MOSTLY:
+    # With one target for each text instead of one for each token gradients are large, and being cut is normal.
+    if (
+        norms
+        and run.task != CLASSIFICATION
+        and statistics.median(norms) > _STRONG_PULL * limit
+        and _clipped_share(logs) > _MOSTLY
+    ):
         signs.append(
             f"{100 * _clipped_share(logs):.0f} % of the steps after the warm-up had a gradient beyond the limit of "
             f"{limit:g} and were cut down, half of them to less than 1/{statistics.median(norms) / limit:.0f}"
@@ -143,21 +144,30 @@ def _overfitting(run: Recorded) -> Iterator[Finding]:
     if best is None or len(after) < 2 or not math.isfinite(after[-1]["val_loss"]):
         return
     last = after[-1]["val_loss"]
+    if run.task and last - best["val_loss"] < _BOUNCES * _usual_change(run):
+        return
     then, now = _train_loss_at(run, best["step"]), _train_loss_at(run, run.step)
     if last < (1 + _RISE) * best["val_loss"] or not now < (1 - _RISE) * then:
         return
     dropout = run.resolved.get("dropout", 0.0)
     drop = min(0.5, dropout + 0.1 if dropout else 0.2) if dropout < 0.5 else None
+    what, helps = learned_from(run), "examples help" if run.task else "text helps"
     slower = "drop some activations in training, which then learns more slowly"
     yield Finding(
         "overfitting",
         f"Overfitting since step {best['step']:,}",
         f"The validation loss was best there, {best['val_loss']:.3f}, and rose to {last:.3f} by the end, while the "
-        f"training loss fell from {then:.3f} to {now:.3f}: the model went on to learn the training text by heart. "
+        f"training loss fell from {then:.3f} to {now:.3f}: the model went on to learn the training {what} by heart. "
         "The weights of the best step are the ones that were kept, so nothing is lost but time.",
-        f"More text helps most. With the same text, {slower if drop else 'stop sooner'}:",
+        f"More {helps} most. With the same {what}, {slower if drop else 'stop sooner'}:",
         f"--dropout {drop:g}" if drop else "--patience 3",
     )
+
+
+def _usual_change(run: Recorded) -> float:
+    """The median change of val_loss from one evaluation to the next, up or down."""
+    losses = [y for _, y in curve(run.evaluations, "val_loss") if math.isfinite(y)]
+    return statistics.median(abs(after - before) for before, after in itertools.pairwise(losses))
 
 
 def _underfitting(run: Recorded) -> Iterator[Finding]:
@@ -174,7 +184,7 @@ def _underfitting(run: Recorded) -> Iterator[Finding]:
         f"The validation loss fell by {100 * (before - last) / (end - begin):.3f} per 100 steps in the "
         f"last quarter, from {before:.3f} at step {begin:,} to {last:.3f}.",
         "Train longer:",
-        _longer(run),
+        longer(run),
         is_trouble=False,
     )
 
@@ -195,6 +205,8 @@ def _is_falling(run: Recorded, points: Points) -> bool:
 def _repeated(run: Recorded) -> Iterator[Finding]:
     """The text was read so often that further passes teach hardly anything."""
     passes = run.passes or 0.0
+    if run.task:  # of which few examples are read often before they are known
+        return
     if passes <= MANY_EPOCHS or run.resolved.get("max_minutes"):  # with minutes a plan weighed that
         return
     if _is_falling(run, curve(run.evaluations, "val_loss")):  # they still do
@@ -204,7 +216,7 @@ def _repeated(run: Recorded) -> Iterator[Finding]:
         f"The text was read {passes:.0f} times",
         "Beyond a few times a text is learned by heart rather than understood.",
         "More text is worth more than more passes. Add some:",
-        f"--data {shlex.join([*(run.asked.get('data') or run.resolved.get('data') or ()), 'more.txt'])}",
+        more_data(run),
     )
 
 
@@ -213,6 +225,8 @@ def _large_vocabulary(run: Recorded) -> Iterator[Finding]:
     if run.resolved.get("tokenizer") != "bpe" or not size or not tokens or tokens >= SEEN_OFTEN * size:
         return
     if run.resolved.get("max_minutes") and run.origin("vocab_size") == "plan":
+        return
+    if run.resolved.get("init_from") or run.task == CLASSIFICATION:  # it came along; rare words tell labels
         return
     fitting = max(300, 2 ** int(math.log2(max(tokens / SEEN_OFTEN, 2))))
     if fitting >= size:  # it is as small as one of pieces of words gets
@@ -230,6 +244,8 @@ def _large_vocabulary(run: Recorded) -> Iterator[Finding]:
 
 def _only_counts(run: Recorded) -> Iterator[Finding]:
     """The model is not better than the best predictor that counts tokens, and no other finding says why."""
+    if run.task:
+        yield from worse_than_simple(run)
     best = run.best_counting
     if best is None or run.status != "finished" or run.model_as_yardstick["loss"] < best["loss"]:
         return
@@ -239,7 +255,7 @@ def _only_counts(run: Recorded) -> Iterator[Finding]:
         f"Its loss of {run.model_as_yardstick['loss']:.3f} is not below the {best['loss']:.3f} of the {best['name']}, "
         "which only counts.",
         "Train longer:",
-        _longer(run),
+        longer(run),
     )
 
 
@@ -259,13 +275,13 @@ def _after_warmup(run: Recorded) -> list[Record]:
     return [record for record in run.logs if record["step"] > warmup]
 
 
-def _spikes(points: list[tuple[float, float]]) -> list[int]:
+def _spikes(points: list[tuple[float, float]], at_least: float = 0.0) -> list[int]:
     """The steps at which the loss jumped above the lowest so far, by more than its noise, each jump once."""
     changes = [abs(after - before) for (_, before), (_, after) in itertools.pairwise(points)]
     noise = _NOISE * statistics.median(changes) if changes else 0.0
     lowest, above, found = math.inf, False, []
     for step, loss in points:
-        jumped = loss > lowest + max(_SPIKE * lowest, noise)
+        jumped = loss > lowest + max(_SPIKE * lowest, noise, at_least)
         if jumped and not above:
             found.append(int(step))
         above, lowest = jumped, min(lowest, loss)
@@ -313,11 +329,3 @@ def _rate(run: Recorded, factor: float) -> str:
     rate = min(rate, _LIKELY_RATES[0 if factor < 1 else 1])
     lowest = " --min_learning_rate 0" if run.resolved.get("min_learning_rate", 0.0) > rate else ""
     return f"--learning_rate {rate:.2g}{lowest}"
-
-
-def _longer(run: Recorded) -> str:
-    if minutes := run.resolved.get("max_minutes"):
-        return f"--max_minutes {2 * minutes:g}"
-    if "max_steps" in run.asked:
-        return f"--max_steps {2 * run.step}"
-    return f"--epochs {2 * run.resolved.get('epochs', 5)}"

@@ -52,7 +52,8 @@ def evaluate(
             if bytes_per_token is not None:
                 num_bytes += int(bytes_per_token[predicted.cpu()].sum().item())
             with autocast or nullcontext():
-                for logits, ids in logits_in_pieces(model, tokens.to(device), targets.to(device).long()):
+                pieces = logits_in_pieces(model, tokens.to(device), targets.to(device).long(), all_rows=False)
+                for logits, ids in pieces:
                     # A piece's sum in float32 is exact to 7 digits; the sum over pieces is kept in float64.
                     losses = F.cross_entropy(logits.float(), ids, ignore_index=IGNORE_INDEX, reduction="sum")
                     sums += torch.stack((losses, (logits.argmax(dim=-1) == ids).sum())).to(home)

@@ -10,6 +10,7 @@ from typing import Any
 from slm.config import UserError
 from slm.metrics.pages.charts import smoothed, thinned_points
 from slm.metrics.recorded import Recorded, curve
+from slm.task_config import CLASSIFICATION
 
 _STYLES = ("-", "--", ":", "-.")  # runs differ by more than their colour
 _MOST_RUNS = 12
@@ -46,7 +47,13 @@ def plot(runs: Sequence[Recorded]) -> Any:
             axes.plot(*_columns(thinned_points(smoothed(train))), linewidth=1, alpha=0.7, **style | beside)
             val = curve(run.evaluations, "val_loss", x)
             axes.plot(*_columns(val), marker="o", markersize=3, label=name, **style)
-    by_step.set(xlabel="step", ylabel="loss, nats per token", title="val_loss (thin: train loss, smoothed)")
+            if other := curve(run.evaluations, "also_val_loss", x):
+                other = [(0, run.before["also_val_loss"]), *other] if "also_val_loss" in run.before else other
+                kept = {"marker": "x", "markersize": 4, "label": f"{name}, the other text"}
+                axes.plot(*_columns(other), linewidth=1, **kept, **style)
+    tasks = {run.task for run in runs}
+    unit = "nats per label" if tasks == {CLASSIFICATION} else "nats" if CLASSIFICATION in tasks else "nats per token"
+    by_step.set(xlabel="step", ylabel=f"loss, {unit}", title="val_loss (thin: train loss, smoothed)")
     by_second.set(xlabel="seconds of training", title="over the time")
     for axes in (by_step, by_second):
         axes.grid(alpha=0.3)
@@ -72,7 +79,11 @@ def _leave_out_beginning(axes: Any, runs: Sequence[Recorded]) -> None:
     later = [
         y
         for run in runs
-        for x, y in (*smoothed(curve(run.logs, "train_loss")), *curve(run.evaluations, "val_loss"))
+        for x, y in (
+            *smoothed(curve(run.logs, "train_loss")),
+            *curve(run.evaluations, "val_loss"),
+            *curve(run.evaluations, "also_val_loss"),
+        )
         if x > 0.05 * run.step and math.isfinite(y)
     ]
     if len(later) > 4:

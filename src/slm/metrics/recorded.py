@@ -10,10 +10,12 @@ from functools import cached_property
 from typing import Any
 
 from slm.config import FIELDS, ModelConfig, UserError
+from slm.metrics.task_evaluation import THIS_MODEL as THIS_MODEL
+from slm.metrics.task_evaluation import Beside, ranked
 
 Record = dict[str, Any]
 DEFAULT, YOU = "default", "you"
-THIS_MODEL, THIS_RUN = "this model", "this run"  # names of what has none
+THIS_RUN = "this run"  # name of what has none
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,52 @@ class Recorded:
         """What simple predictors scored on the validation text, as fields of `slm.metrics.yardsticks.Yardstick`."""
         found: list[list[dict[str, Any]]] = [record["yardsticks"] for record in self.records if "yardsticks" in record]
         return found[-1] if found else []
+
+    @property
+    def task(self) -> str:
+        """What was learned beside going on with text: "pairs" or "classification"; "" where it is that alone."""
+        task = self.made_with.get("task")
+        return str(task.get("name", "")) if isinstance(task, Mapping) else ""
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels of a run that learned to tell them."""
+        return list(self.made_with["task"].get("labels", ())) if self.task else []
+
+    @cached_property
+    def task_scores(self) -> dict[str, Any]:
+        """How well the kept weights do the task, as `slm.metrics.task_evaluation.TaskEvaluation.as_record` tells it."""
+        found: list[dict[str, Any]] = [one["task_scores"] for one in self.records if "task_scores" in one]
+        return found[-1] if found else {}
+
+    @property
+    def task_metric(self) -> str:
+        """The number by which models of the task are ranked: macro F1 of labels, else BLEU, or what there is of it."""
+        metrics = self.task_scores.get("metrics", {})
+        return "macro_f1" if "macro_f1" in metrics else next(iter(metrics), "")
+
+    @cached_property
+    def task_ranked(self) -> list[Beside]:
+        """The simple methods that were scored on the task with the model among them, worst first."""
+        found = self.task_scores
+        beside = [Beside(one["name"], one["metrics"], one.get("told", "")) for one in found.get("yardsticks", ())]
+        return ranked(found["metrics"], beside) if found.get("metrics") else []
+
+    @property
+    def best_simple(self) -> Beside | None:
+        """The best of the simple methods that were scored on the task."""
+        simple = [one for one in self.task_ranked if one.name != THIS_MODEL]
+        return simple[-1] if simple else None
+
+    @cached_property
+    def before(self) -> Record:
+        """The metrics of the model that the run started from, where another text is evaluated on, too.
+
+        Those that are no finite numbers are left out.
+        """
+        found: list[Record] = [record["before"] for record in self.records if "before" in record]
+        known = found[-1].items() if found else ()
+        return {name: value for name, value in known if value is not None and math.isfinite(value)}
 
     @property
     def model_as_yardstick(self) -> dict[str, Any]:
@@ -123,7 +171,10 @@ class Recorded:
 
     @property
     def passes(self) -> float | None:
-        """How many times the training text was read, None where its size is unknown."""
+        """How many times the training text or examples were read, None where their size is unknown."""
+        examples, batch_size = self.made_with.get("train_examples"), self.resolved.get("batch_size")
+        if examples and batch_size:  # batches of them are filled up to one length: tokens do not tell
+            return float(self.step / math.ceil(examples / batch_size))
         size = self.made_with.get("train_tokens")
         return self.tokens_seen / size if size else None
 

@@ -114,7 +114,7 @@ def summary(model: nn.Module | ModelConfig) -> Summary:
     than a LanguageModel only the FLOPs of nn.Linear are known. Raises UserError for what is neither.
     """
     if isinstance(model, ModelConfig):
-        with torch.device("meta"), _Undrawn():
+        with torch.device("meta"), Undrawn():
             model = LanguageModel(model)
     if not isinstance(model, nn.Module):
         raise UserError(
@@ -132,7 +132,7 @@ def summary(model: nn.Module | ModelConfig) -> Summary:
     return Summary(f"{type(model).__name__} of {parameters:,} parameters", rows, tuple(notes))
 
 
-class _Undrawn(TorchFunctionMode):
+class Undrawn(TorchFunctionMode):
     """Leaves random weights undrawn, and tables of positions unmade.
 
     On the meta device either would load torch's compiler, which takes a second.

@@ -45,7 +45,7 @@ def generate_tokens(
     N is max_new_tokens, or less where every row has reached end_id; a row that has goes on with end_id.
     sampling: the settings of `slm.Sampling`, by name. For the rest see `stream_tokens`.
     """
-    settings, prompts = Sampling.from_names(sampling), _rows_of(tokens)
+    settings, prompts = Sampling.from_names(sampling), rows_of(tokens, model.config.vocab_size)
     rows: list[list[int]] = []
     ended = [False] * len(prompts)
     for new in stream_tokens(model, prompts, settings, first_row=first_row, use_cache=use_cache):
@@ -80,14 +80,7 @@ def stream_tokens(
     log_probabilities: of the model itself, at temperature 1 and without any filter.
     Raises UserError where an argument makes no sense.
     """
-    rows = _rows_of(prompts)
-    vocab_size = model.config.vocab_size
-    for number, row in enumerate(rows):
-        if not row:
-            raise UserError(f"prompt {number} has no token: at least one is needed to predict from.")
-        if not 0 <= min(row) <= max(row) < vocab_size:
-            bad = min(row) if min(row) < 0 else max(row)
-            raise UserError(f"prompt {number} holds the id {bad}: must be at least 0 and below {vocab_size}.")
+    rows = rows_of(prompts, model.config.vocab_size)
     if sampling.stop:
         raise UserError(f"stop = {sampling.stop!r}: token ids are no text. Give end_id, or generate from a run.")
     if first_row < 0:
@@ -97,8 +90,8 @@ def stream_tokens(
     return _stream(model, rows, sampling, draws, use_cache, log_probabilities)
 
 
-def _rows_of(prompts: Prompts) -> list[list[int]]:
-    """Rows of ids as lists. Raises UserError where they are no such rows."""
+def rows_of(prompts: Prompts, vocab_size: int) -> list[list[int]]:
+    """Rows of ids as lists. Raises UserError where they are no such rows, empty, or not of the vocabulary."""
     if isinstance(prompts, Tensor) and (prompts.dim() != 2 or prompts.is_floating_point()):
         raise UserError(
             f"tokens has shape {tuple(prompts.shape)} and type {prompts.dtype}: must be (B, T) integers. "
@@ -108,6 +101,12 @@ def _rows_of(prompts: Prompts) -> list[list[int]]:
     for row in rows:
         if not isinstance(row, Sequence) or not all(type(id) is int for id in row):
             raise UserError(f"a prompt is {row!r:.60}, a {type(row).__name__}: must be a row of token ids (int).")
+    for number, row in enumerate(rows):
+        if not row:
+            raise UserError(f"prompt {number} has no token: at least one is needed to predict from.")
+        if not 0 <= min(row) <= max(row) < vocab_size:
+            bad = min(row) if min(row) < 0 else max(row)
+            raise UserError(f"prompt {number} holds the id {bad}: must be at least 0 and below {vocab_size}.")
     return [list(row) for row in rows]
 
 
@@ -124,7 +123,7 @@ def _stream(
     model.eval()
     try:
         window = model.config.max_seq_len
-        reader = _CachedReader(model) if use_cache else _Reader(model)
+        reader = CachedReader(model) if use_cache else _Reader(model)
         seen = _Seen(rows, model) if sampling.repetition_penalty != 1 else None
         rows = [row[-window:] for row in rows]
         for _ in range(sampling.max_new_tokens if rows else 0):
@@ -175,7 +174,7 @@ class _Reader:
         return self.model.lm_head(features[torch.arange(len(rows)), last])  # type: ignore[no-any-return]
 
 
-class _CachedReader:
+class CachedReader:
     """Reads each token once, but for the rows that were cut since the last call."""
 
     def __init__(self, model: LanguageModel) -> None:

@@ -78,6 +78,28 @@ class KVCache:
         for row, length in zip(rows, other.lengths, strict=True):
             self.lengths[row] = length
 
+    def select(self, rows: Sequence[int], start: int = 0) -> None:
+        """Makes row i what row rows[i] was: rows in another order, more than once, or no longer.
+
+        start: the positions before it are left as they are, since both hold the same there.
+        """
+        device = next((held[0].device for held in self._layers if held), None)
+        index, S = torch.tensor(rows, dtype=torch.long, device=device), self.length()
+        moved = (index != torch.arange(len(rows), device=device)).nonzero()[:, 0]
+        origins = index[moved]
+
+        def selected(held: Tensor, dim: int) -> Tensor:
+            if len(rows) > len(held):
+                return held.index_select(0, index)
+            part = held.narrow(dim, start, S - start)
+            part.index_copy_(0, moved, part.index_select(0, origins))
+            return held[: len(rows)]
+
+        self._layers = [held and (selected(held[0], 2), selected(held[1], 2)) for held in self._layers]
+        if self._begins is not None:
+            self._begins = selected(self._begins, 1)
+        self.lengths = [self.lengths[row] for row in rows]
+
 
 def _with_room(held: Tensor | None, new: Tensor, dim: int, needed: int) -> Tensor:
     """A larger tensor of the shape of `new` but for that dimension, with what is held at its beginning."""

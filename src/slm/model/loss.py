@@ -18,19 +18,24 @@ from slm.model.transformer import LanguageModel
 # From so many logits on they are computed, used and overwritten piece by piece, in pieces that fit the caches.
 MOST_LOGITS = 2**21
 _LOGITS_AT_ONCE = {"cpu": 2**21}
+_MANY_COUNT = 0.75  # of the targets: the others are then not worth leaving out
+_ROW_STEP = 128
 _FEWEST_ROWS = 256  # in a piece: each costs a pass over the gradient of the output layer
 _LOGITS_ON_DEVICE = 2**27  # of an accelerator, which needs large pieces to be busy
 
 
-def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
+def next_token_loss(logits: Tensor, targets: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """The mean of -log p(target) in nats: logits (B, T, V), targets (B, T) -> a scalar, in float32 at least.
 
-    Targets equal to IGNORE_INDEX are skipped; where all are, the loss is 0.
+    Targets equal to IGNORE_INDEX are skipped; where all are, the loss is 0. class_weights (V,): what each target counts
+    in the sum, which is divided by their number all the same, so that parts of a batch add up.
     """
     logits = logits.flatten(0, -2)  # (N, V)
     if logits.dtype.itemsize < 4:  # half precision: a sum over the vocabulary needs more digits
         logits = logits.float()
-    total = F.cross_entropy(logits, targets.flatten().long(), ignore_index=IGNORE_INDEX, reduction="sum")
+    total = F.cross_entropy(
+        logits, targets.flatten().long(), weight=class_weights, ignore_index=IGNORE_INDEX, reduction="sum"
+    )
     return total / (targets != IGNORE_INDEX).sum().clamp(min=1)
 
 
@@ -48,8 +53,9 @@ class WithLoss(nn.Module):
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """next_token_loss of the model's logits: tokens (B, T), targets (B, T) -> scalar."""
         if has_many_logits(self.model, tokens):
-            return chunked_loss(self.model.features(tokens), self.model.lm_head.weight, targets)
-        return next_token_loss(self.model(tokens), targets)
+            rows = _that_count(self.model.features(tokens).flatten(0, -2), targets.flatten())
+            return chunked_loss(rows[0], self.model.lm_head.weight, rows[1])
+        return next_token_loss(self.model(tokens), targets, getattr(self.model, "class_weights", None))
 
 
 def has_many_logits(model: nn.Module, tokens: Tensor) -> TypeGuard[LanguageModel]:
@@ -59,16 +65,39 @@ def has_many_logits(model: nn.Module, tokens: Tensor) -> TypeGuard[LanguageModel
     return tokens.numel() * model.config.vocab_size > MOST_LOGITS and not torch.compiler.is_compiling()
 
 
-def logits_in_pieces(model: nn.Module, tokens: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """The logits (rows, V) of all tokens (B, T) with their targets (rows,), all at once or piece by piece."""
+def logits_in_pieces(
+    model: nn.Module, tokens: Tensor, targets: Tensor, *, all_rows: bool = True
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The logits (rows, V) of all tokens (B, T) with their targets (rows,), all at once or piece by piece.
+
+    all_rows = False: the rows may come in another order, without some whose targets do not count.
+    """
     targets = targets.flatten()
     if not has_many_logits(model, tokens):
         yield model(tokens).flatten(0, -2), targets
         return
     features = model.features(tokens).flatten(0, -2)
+    if not all_rows:
+        features, targets = _that_count(features, targets)
     rows = rows_at_once(model.config.vocab_size, features.device)
     for x, ids in zip(torch.split(features, rows), torch.split(targets, rows), strict=True):
         yield model.lm_head(x), ids
+
+
+def _that_count(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """features (N, D) and targets (N,) without most rows that do not count, where these are many, as in pairs.
+
+    Some stay, so that the numbers of rows are few: oneDNN keeps memory for each shape that it meets. On an accelerator
+    all stay: to find out would wait for it.
+    """
+    if targets.device.type != "cpu":
+        return features, targets
+    counts = targets != IGNORE_INDEX
+    kept = -(-int(counts.sum()) // _ROW_STEP) * _ROW_STEP
+    if kept > _MANY_COUNT * len(targets):
+        return features, targets
+    rows = counts.logical_not().argsort(stable=True)[:kept]  # those that count come first
+    return features[rows], targets[rows]
 
 
 def rows_at_once(vocab_size: int, device: torch.device) -> int:
@@ -79,7 +108,7 @@ def rows_at_once(vocab_size: int, device: torch.device) -> int:
 def chunked_loss(features: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """next_token_loss(features @ weight.T, targets) without ever holding all logits.
 
-    features (B, T, D), weight (V, D), targets (B, T) -> a scalar in float32.
+    features (..., D), weight (V, D), targets (...) -> a scalar in float32.
     """
     device = features.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
@@ -98,7 +127,8 @@ class _ChunkedLoss(torch.autograd.Function):
             buffer = features.new_empty(min(rows, len(features)), len(weight))
             grad_features = torch.empty_like(features)
             exact = torch.promote_types(weight.dtype, torch.float32)
-            grad_weight, total = torch.zeros_like(weight, dtype=exact), features.new_zeros((), dtype=exact)
+            grad_weight = torch.zeros_like(weight, dtype=exact) if ctx.needs_input_grad[1] else None
+            total = features.new_zeros((), dtype=exact)
             for x, ids, grad_x in zip(*(torch.split(t, rows) for t in (features, targets, grad_features)), strict=True):
                 total += _loss_and_gradients(x, weight, ids, buffer[: len(x)], grad_x, grad_weight)
         ctx.save_for_backward(grad_features, grad_weight)
@@ -107,15 +137,15 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         grad_features, grad_weight = ctx.saved_tensors
-        return grad_features * grad, (grad_weight * grad).to(ctx.dtype), None
+        return grad_features * grad, None if grad_weight is None else (grad_weight * grad).to(ctx.dtype), None
 
 
 def _loss_and_gradients(
-    x: Tensor, weight: Tensor, ids: Tensor, logits: Tensor, grad_x: Tensor, grad_weight: Tensor
+    x: Tensor, weight: Tensor, ids: Tensor, logits: Tensor, grad_x: Tensor, grad_weight: Tensor | None
 ) -> Tensor:
-    """The summed loss of rows x (rows, D) with targets ids (rows,); sets grad_x and adds to grad_weight.
+    """The summed loss of rows x (rows, D) with targets ids (rows,); sets grad_x and adds to grad_weight, if any.
 
     logits (rows, V) is room to compute in. The gradient of -log softmax(logits)[id] is softmax(logits) - onehot(id).
     """
@@ -131,9 +161,9 @@ def _loss_and_gradients(
         p = log_p.exp_().scatter_add_(1, ids, log_p.new_full((), -1).expand_as(ids)).to(logits.dtype)
     p.mul_(valid[:, None].to(p.dtype))
     torch.mm(p, weight, out=grad_x)
-    if p.dtype == grad_weight.dtype:
+    if grad_weight is not None and p.dtype == grad_weight.dtype:
         grad_weight.addmm_(p.t(), x)
-    else:
+    elif grad_weight is not None:
         grad_weight += p.t() @ x
     return losses.masked_fill(~valid, 0).sum()
 

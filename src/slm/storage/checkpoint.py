@@ -14,14 +14,16 @@ from slm.storage import files, pickles
 from slm.storage.cached import cached_copy
 
 FORMAT = "slm"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 1  # of what is written, unless the content says that it needs a newer reader
+NEWEST_VERSION = 2  # that can be read
 _AGAIN = "Copy it again from where it was made."
 
 
 def save_file(path: str, content: dict[str, Any]) -> None:
     """Writes a dict of tensors, numbers, strings, lists and dicts as one local .pt file, whole or not at all.
 
-    Raises TypeError for anything else, which could not be read back without running code.
+    content: may have a format_version of its own, for what an older slm could not read. Raises TypeError for anything
+    else, which could not be read back without running code.
     """
     pickles.check_plain(content)
     # Given a name, torch would store it inside, and equal models would have unequal bytes.
@@ -84,8 +86,8 @@ def _load_local(local: str, path: str) -> dict[str, Any]:
     version = content.get("format_version")
     if type(version) is not int or version < 1:
         raise UserError(f"{path} is damaged: its format_version is {version!r:.100}. {_AGAIN}")
-    if version > FORMAT_VERSION:
-        raise UserError(f"{path} has format_version {version}, and this slm reads up to {FORMAT_VERSION}: upgrade slm.")
+    if version > NEWEST_VERSION:
+        raise UserError(f"{path} has format_version {version}, and this slm reads up to {NEWEST_VERSION}: upgrade slm.")
     return content
 
 

@@ -138,13 +138,18 @@ def make_plan(
     val_tokens: int,
     seconds: float,
     device: torch.device,
+    context: int | None = None,
 ) -> Plan:
     """The plan for so many seconds of training on a text of so many tokens; what is asked for is kept.
 
-    model, train: the settings so far, with the vocabulary that the tokenizer really has.
+    model, train: the settings so far, with the vocabulary that the tokenizer really has. context: positions of a
+    typical window, where the text comes in examples that are no windows.
     """
     clock = time.monotonic()
-    model = _kept(model, {"max_seq_len": context_for(seconds)}, asked)
+    if context:
+        model = dataclasses.replace(model, max_seq_len=context)
+    elif "max_seq_len" not in asked:
+        model = dataclasses.replace(model, max_seq_len=context_for(seconds))
     candidates, memory = _candidates(model, asked), memory_of(device)
     if memory:
         fitting = [c for c in candidates if estimate_memory(c, 1, c.max_seq_len, device) <= _MEMORY_SHARE * memory]

@@ -17,15 +17,15 @@ from torch.utils.data import Dataset
 from slm.config import TrainConfig
 from slm.data.batches import Batches, stream_seed
 from slm.data.tokenizer import Tokenizer
-from slm.metrics.evaluate import evaluate, evaluation_batch_size
 from slm.model.loss import WithLoss
 from slm.training.clock import Clock, SpeedWatch
 from slm.training.deadline import Deadline
 from slm.training.device import Machine, peak_tokens_per_second, seeded
+from slm.training.evaluating import bytes_per_target, evaluate_all
 from slm.training.history import History as History
 from slm.training.history import Record as Record
 from slm.training.optimizer import learning_rate_at, make_optimizer
-from slm.training.packing import copy_weights, pack_model, versions
+from slm.training.packing import copy_weights, load_weights, pack_model, versions, weights_of
 from slm.training.plan import check_ids, fingerprint, settle
 from slm.training.samples import Samples
 from slm.training.saving import RunFolder, opened
@@ -45,6 +45,7 @@ def train_and_evaluate(
     config: TrainConfig | None = None,
     *,
     tokenizer: Tokenizer | None = None,
+    also_dataset: Dataset[Any] | None = None,
     model_dir: str | os.PathLike[str] | RunFolder | None = None,
     on_log: Callable[[Record], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -53,12 +54,12 @@ def train_and_evaluate(
 
     The model ends with its best evaluated weights, on the device of the training, in evaluation mode.
     model: any module from tokens (B, T) to logits (B, T, V). Datasets: items of (tokens (T,), targets (T,)), with
-    IGNORE_INDEX in targets that do not count. tokenizer: adds val_bits_per_byte and is saved along. model_dir: a
-    folder or URL for model.pt, metrics.jsonl, config.toml and checkpoints; None writes nothing. An unfinished run that
-    is there is gone on with, from its newest checkpoint. A RunFolder is to be finished by the caller. on_log is given
-    each record of metrics.jsonl. should_stop is asked before each step, and about once a second in an evaluation;
-    Ctrl-C (KeyboardInterrupt) stops too. Raises UserError and OSError before the first step where settings or folder
-    are at fault.
+    IGNORE_INDEX in targets that do not count. tokenizer: adds val_bits_per_byte and is saved along. also_dataset: is
+    evaluated on, too, and nothing else. model_dir: a folder or URL for model.pt, metrics.jsonl, config.toml and
+    checkpoints; None writes nothing. An unfinished run that is there is gone on with, from its newest checkpoint. A
+    RunFolder is to be finished by the caller. on_log is given each record of metrics.jsonl. should_stop is asked before
+    each step, and about once a second in an evaluation; Ctrl-C (KeyboardInterrupt) stops too. Raises UserError and
+    OSError before the first step where settings or folder are at fault.
     """
     config = config or TrainConfig()
     batches = Batches(train_dataset, config.batch_size, config.seed)
@@ -75,7 +76,9 @@ def train_and_evaluate(
             made_with = {**versions(), "data_fingerprint": data}
             folder.check(resolved, made_with)
             folder.begin(asked, resolved, made_with)
-        trainer = Trainer(model, batches, val_dataset, config, machine, tokenizer, folder, on_log, should_stop)
+        trainer = Trainer(
+            model, batches, val_dataset, also_dataset, config, machine, tokenizer, folder, on_log, should_stop
+        )
         with machine.in_use(), seeded(machine.device, stream_seed("training", config.seed)):
             restore(trainer)
             if machine.compile:
@@ -105,6 +108,7 @@ class Trainer:
         model: nn.Module,
         batches: Batches,
         val_dataset: Dataset[Any],
+        also_dataset: Dataset[Any] | None,
         config: TrainConfig,
         machine: Machine,
         tokenizer: Tokenizer | None,
@@ -112,7 +116,7 @@ class Trainer:
         on_log: Callable[[Record], None] | None,
         should_stop: Callable[[], bool] | None,
     ) -> None:
-        self.model, self.batches, self.val_dataset = model, batches, val_dataset
+        self.model, self.batches, self.val_dataset, self.also_dataset = model, batches, val_dataset, also_dataset
         self.config, self.machine, self.tokenizer = config, machine, tokenizer
         self.folder, self.on_log, self.should_stop = folder, on_log, should_stop or (lambda: False)
         self.asked_at = 0.0  # when should_stop was asked last
@@ -124,7 +128,7 @@ class Trainer:
         self.watch = Watch(machine.device, self.scaler, config.max_grad_norm)
         self.samples = Samples(model, tokenizer, val_dataset, config.sample_every)
         self.peak: float | None = None  # tokens per second, where it is known
-        self.bytes_per_token = tokenizer.bytes_per_token() if tokenizer else None
+        self.bytes_per_token = bytes_per_target(model, tokenizer)
         self.history = History(self.total_steps)
         self.best_weights: dict[str, Tensor] = {}
         self.step = self.tokens_seen = 0  # step: the last one done
@@ -172,6 +176,8 @@ class Trainer:
         try:
             if self.evaluation_is_due:  # the run was interrupted in it
                 self.evaluate()
+            if self.also_dataset and not self.step:
+                self.record({"step": 0, "before": evaluate_all(self)})
             if self.deadline:
                 self.deadline.begin(self.step)
             for is_epoch_end, tokens, targets in self.steps():
@@ -222,7 +228,7 @@ class Trainer:
         if not self.is_evaluated and not (self.folder and self.history.best):
             self.evaluate()
         if self.history.best and not self.is_best:
-            self.model.load_state_dict(self.best_weights)
+            load_weights(self.model, self.best_weights)
         self.model.eval()
 
     def steps(self) -> Iterator[tuple[bool, Tensor, Tensor]]:
@@ -327,13 +333,8 @@ class Trainer:
         self.evaluation_is_due, running = True, self.history.status == "finished"
         started = time.monotonic()
         with self.clock.paused():
-            metrics = evaluate(
-                self.model,
-                self.val_dataset,
-                batch_size=evaluation_batch_size(self.micro_batch_size, len(self.val_dataset[0][0])),
-                bytes_per_token=self.bytes_per_token,
-                autocast=self.machine.autocast(),
-                should_stop=lambda: running and time.monotonic() > self.asked_at + 1 and self.is_asked_to_stop(),
+            metrics = evaluate_all(
+                self, lambda: running and time.monotonic() > self.asked_at + 1 and self.is_asked_to_stop()
             )
             if not metrics:
                 return
@@ -348,7 +349,7 @@ class Trainer:
             is_best = record["val_loss"] < (self.history.best["val_loss"] if self.history.best else math.inf)
             if is_best:
                 self.history.best = record
-                self.best_weights = copy_weights(self.model.state_dict(), torch.clone)
+                self.best_weights = copy_weights(weights_of(self.model), torch.clone)
             self.evaluation_is_due = False
             self.record(record)
             try:
@@ -393,7 +394,7 @@ class Trainer:
         if not folder or not self.step:
             return
         if folder.step != self.step or (self.status, folder.status) == ("finished", "interrupted"):
-            weights = self.best_weights if self.is_best else copy_weights(self.model.state_dict(), torch.clone)
+            weights = self.best_weights if self.is_best else copy_weights(weights_of(self.model), torch.clone)
             # Where the weights have gone bad, the last good state is in an earlier checkpoint.
             if not self.watch.bad_steps or all(tensor.isfinite().all() for tensor in weights.values()):
                 folder.save(self.step, *checkpoint_of(self, weights))

@@ -12,7 +12,10 @@ from torch import nn
 
 from slm._version import __version__
 from slm.config import ModelConfig, UserError
+from slm.data.tasks import Task
 from slm.data.tokenizer import Tokenizer
+from slm.model.classifier import Classifier
+from slm.model.lora import is_lora, load_trainable, trainable_weights
 from slm.model.transformer import LanguageModel
 
 _KINDS: dict[str, Any] = {"model": dict, "model_config": dict, "tokenizer": str | None, "metrics": dict}
@@ -29,15 +32,32 @@ def pack_model(
 ) -> dict[str, Any]:
     """What model.pt holds beside the tables of config.toml: tensors and plain Python values only.
 
-    The configuration is stored for a LanguageModel; of any other module only the weights can be.
+    The configuration is stored for a LanguageModel or Classifier; of any other module only the weights can be.
     """
-    config = dataclasses.asdict(model.config) if type(model) is LanguageModel else None
+    is_ours = isinstance(model, LanguageModel) and type(model) in (LanguageModel, Classifier)
+    config = dataclasses.asdict(model.config) if is_ours else None  # type: ignore[call-overload]
+    # What an slm from before there were tasks cannot read.
+    newer = {"format_version": 2} if type(model) is Classifier or is_lora(model) else {}
     return {
+        **newer,
         "model": copy_weights(weights, lambda tensor: tensor.cpu()),
         "model_config": config,
         "tokenizer": tokenizer.to_json() if tokenizer else None,
         "metrics": dict(metrics),
     }
+
+
+def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What is saved of a model, not copied: its state_dict, or, of one with LoRA, what is trained."""
+    return trainable_weights(model) if is_lora(model) else model.state_dict()
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Puts what `weights_of` gave into a model. Raises ValueError or RuntimeError where it does not fit."""
+    if is_lora(model):
+        load_trainable(model, weights)
+    else:
+        model.load_state_dict(weights)
 
 
 def copy_weights(
@@ -63,8 +83,20 @@ def copied(value: Any) -> Any:
     return value
 
 
-def unpack_model(content: Mapping[str, Any], path: str) -> tuple[LanguageModel, Tokenizer | None, dict[str, Any]]:
-    """The model, tokenizer and metrics that `pack_model` packed. Raises UserError where they do not fit together."""
+def task_of(made_with: Mapping[str, Any]) -> Task | None:
+    """The task that a model was made for, None for one that goes on with text. Raises ValueError."""
+    return Task.from_dict(made_with["task"]) if made_with.get("task") else None
+
+
+def unpack_model(
+    content: Mapping[str, Any],
+    path: str,
+    with_lora: Callable[[ModelConfig, Task | None], LanguageModel] | None = None,
+) -> tuple[LanguageModel, Tokenizer | None, dict[str, Any]]:
+    """The model, tokenizer and metrics that `pack_model` packed. Raises UserError where they do not fit together.
+
+    with_lora: makes the model that the content has the adapters of; None for one that is there as a whole.
+    """
     if content.get("model_config") is None:
         raise UserError(
             f"{path} holds the weights of a module that is not slm.LanguageModel. Build that module and call "
@@ -75,7 +107,13 @@ def unpack_model(content: Mapping[str, Any], path: str) -> tuple[LanguageModel, 
     if wrong:
         raise UserError(f"{path} is damaged: its weights and configuration do not fit (no {wrong[0]}). {_AGAIN}")
     try:
-        model = _build(ModelConfig(**content["model_config"]), content["model"])
+        config, task = ModelConfig(**content["model_config"]), task_of(content.get("made_with", {}))
+        _check_tensors(content["model"])
+        if with_lora:
+            model = with_lora(config, task)
+            load_trainable(model, content["model"])
+        else:
+            model = _build(config, task, content["model"])
         tokenizer = Tokenizer.from_json(content["tokenizer"], path) if content["tokenizer"] else None
         _check_metrics(content["metrics"])
     except (RuntimeError, TypeError, ValueError) as error:
@@ -90,21 +128,34 @@ def unpack_model(content: Mapping[str, Any], path: str) -> tuple[LanguageModel, 
     return model, tokenizer, content["metrics"]
 
 
-def _build(config: ModelConfig, weights: dict[Any, Any]) -> LanguageModel:
-    """A model of that configuration with these weights, which are looked at before memory is taken for it."""
+def new_model(config: ModelConfig, task: Task | None) -> LanguageModel:
+    """A model for a task with new weights, drawn from torch's global generator."""
+    return Classifier(config, len(task.labels)) if task and task.labels else LanguageModel(config)
+
+
+def _check_tensors(weights: dict[Any, Any]) -> None:
+    """Raises ValueError for what is no weight."""
     if not all(isinstance(name, str) and isinstance(one, torch.Tensor) for name, one in weights.items()):
         raise ValueError("a weight is no tensor")
     if not all(one.is_floating_point() for one in weights.values()):
         raise ValueError("a weight is of another type than a float")
+
+
+def _build(config: ModelConfig, task: Task | None, weights: dict[Any, Any]) -> LanguageModel:
+    """A model of that configuration with these weights, which are looked at before memory is taken for it."""
     stored = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in weights.values()}
     num_bytes = sum(stored.values())  # of one byte a number at least
     # The tables of rotary positions are made anew, so that no weights tell their size.
     tables = 8 * config.num_layers * config.max_seq_len * config.head_dim if config.positions == "rope" else 0
-    if config.num_layers > len(weights) or config.num_parameters > num_bytes:
-        raise ValueError(f"{config.num_parameters:,} parameters are told of, in {num_bytes:,} bytes of weights")
+    # A class head stands in place of the output layer, and may be larger than it where a vocabulary is tiny.
+    least = config.num_parameters - (config.vocab_size * config.embed_dim if task and task.labels else 0)
+    if config.num_layers > len(weights) or least > num_bytes:
+        raise ValueError(f"{least:,} parameters are told of, in {num_bytes:,} bytes of weights")
+    if task and 2 * len(task.labels) * config.embed_dim > num_bytes:
+        raise ValueError(f"{len(task.labels):,} labels are told of, in {num_bytes:,} bytes of weights")
     if tables > max(_TABLES, 16 * num_bytes):
         raise ValueError(f"max_seq_len = {config.max_seq_len} is more than a model of that size can look at")
-    model = LanguageModel(config)
+    model = new_model(config, task)
     model.load_state_dict(weights)
     return model
 

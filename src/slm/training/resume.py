@@ -22,6 +22,7 @@ STATE, BEST = "training.pt", "best.pt"  # in a checkpoint, beside its own model.
 RUN_FILES = (CONFIG, METRICS, MODEL, CHECKPOINTS, *PAGES)
 
 _OTHER_DIGITS = "from here on, the last digits differ from those of an unbroken run"
+_OTHER_SCORES = "the scores after the last step are of another search"
 _LONGER = "from here on, the learning rate is that of the longer run"
 MAY_CHANGE = {  # and what it does
     "device": _OTHER_DIGITS,
@@ -32,6 +33,8 @@ MAY_CHANGE = {  # and what it does
     "log_every": "from here on, metrics.jsonl has lines at other steps",
     "sample_every": "from here on, samples are of other evaluations",
     "max_steps": _LONGER,
+    "num_beams": _OTHER_SCORES,
+    "length_penalty": _OTHER_SCORES,
 }
 _MEASURED = ("device", "precision", "threads", "compile")
 _LENGTH = ("epochs", "max_steps")
@@ -127,6 +130,8 @@ class Previous:
         same_text = self.made_with.get("data_fingerprint") == made_with.get("data_fingerprint")
         names = set(resolved) - set(_LENGTH) - (_OF_THE_TEXT if same_text else set())
         differences = _differences(self.resolved, {name: resolved[name] for name in names})
+        if self.made_with.get("base") != made_with.get("base") and not any("init_from" in one for one in differences):
+            differences.append("the model in init_from has changed")
         if not same_text and not any(name in difference for difference in differences for name in _OF_THE_TEXT):
             differences.append("the text itself, or a tokenizer.json, has changed")
         self._refuse_others(differences)

@@ -10,6 +10,8 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Dataset
 
+from slm.config import IGNORE_INDEX
+from slm.data.example_dataset import ExampleDataset
 from slm.data.tokenizer import Tokenizer
 from slm.model.generation import stream_tokens
 from slm.model.transformer import LanguageModel
@@ -77,11 +79,15 @@ class Samples:
         return found
 
     def _beginnings(self, tokenizer: Tokenizer) -> list[list[int]]:
-        """The first tokens of windows of the dataset, as many as make a few words."""
+        """The first tokens of windows of the dataset, as many as make a few words; of pairs, all before the target."""
         found = []
         windows = len(self.dataset)  # type: ignore[arg-type]
         for index in sorted({windows * number // _PROMPTS for number in range(_PROMPTS)}):
-            ids = self.dataset[index][0].tolist()
+            tokens, targets = self.dataset[index]
+            ids = tokens.tolist()
+            if isinstance(self.dataset, ExampleDataset):
+                found.append(ids[: int((targets != IGNORE_INDEX).int().argmax()) + 1])
+                continue
             length = 1
             while length < len(ids) // 2 and len(tokenizer.decode(ids[:length])) < _PROMPT_CHARACTERS:
                 length += 1

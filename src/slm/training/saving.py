@@ -212,8 +212,7 @@ class RunFolder:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Adds a line to metrics.jsonl; numbers that JSON lacks (NaN, infinity) become null."""
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        self._lines.append(json.dumps(finite) + "\n")
+        self._lines.append(json.dumps(_finite(record)) + "\n")
         self._try(METRICS, self._write_lines)
 
     def _write_lines(self) -> None:
@@ -383,6 +382,15 @@ def opened(model_dir: str | os.PathLike[str] | RunFolder | None) -> Iterator[Run
         yield folder
     finally:
         folder.close()
+
+
+def _finite(value: Any) -> Any:
+    """A value with None for every number in it that JSON lacks."""
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _save(content: dict[str, Any], path: str) -> None:

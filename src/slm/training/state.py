@@ -13,7 +13,7 @@ from slm.training.adamw import AdamW
 from slm.training.clock import Clock
 from slm.training.deadline import Deadline
 from slm.training.device import random_state, set_random_state
-from slm.training.packing import copied, copy_weights, pack_model
+from slm.training.packing import copied, copy_weights, load_weights, pack_model
 from slm.training.resume import BEST, MODEL, STATE
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def restore(trainer: Trainer) -> None:
     history, device = trainer.history, trainer.machine.device
     try:
         _check(state, folder.previous.step)
-        trainer.model.load_state_dict(packed["model"])
+        load_weights(trainer.model, packed["model"])
         _restore_moments(trainer.optimizer, **state["optimizer"])
         if state["scaler"]:  # empty in another precision
             trainer.scaler.load_state_dict(state["scaler"])

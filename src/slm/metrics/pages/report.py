@@ -9,11 +9,11 @@ import time
 
 from slm.config import FIELDS, RunOptions
 from slm.metrics.diagnosis import Finding, diagnose, next_step
-from slm.metrics.pages import words
+from slm.metrics.pages import task_words, tasks, words
 from slm.metrics.pages.charts import Line, line_chart, smoothed
 from slm.metrics.pages.page import details, escaped, page, table, tiles, written
-from slm.metrics.recorded import THIS_MODEL, YOU, Recorded, curve
-from slm.metrics.summary import summary
+from slm.metrics.recorded import THIS_MODEL, YOU, Record, Recorded, curve
+from slm.task_config import CLASSIFICATION
 
 _SAMPLES_SHOWN = 5  # steps
 _ROWS_SHOWN = 200  # evaluations, about
@@ -25,6 +25,14 @@ _FROM = {  # a layer of settings, in words
 }
 
 
+_COLUMNS = (  # of evaluations: name, field, factor, digits, unit
+    ("val_loss", "val_loss", 1, 4, ""),
+    ("perplexity", "val_perplexity", 1, 2, ""),
+    ("accuracy", "val_accuracy", 100, 2, " %"),
+    ("bits per byte", "val_bits_per_byte", 1, 4, ""),
+    ("other text: loss", "also_val_loss", 1, 4, ""),
+    ("accuracy there", "also_val_accuracy", 100, 2, " %"),
+)
 _FINE = '<div class="panel finding good"><p>No trouble was found in these curves.</p></div>'
 
 
@@ -36,11 +44,13 @@ def report_page(run: Recorded) -> str:
         f'<p class="soft">{escaped(_subtitle(run))}</p>',
         _answers(run, findings),
         _tiles(run),
+        tasks.task_section(run),
         "<h2>What the curves say</h2>",
         "" if any(one.is_trouble for one in findings) else _FINE,
         *map(_finding, findings),
         "<h2>Curves</h2>",
         curves(run),
+        tasks.other_text(run),
         _yardsticks(run),
         _samples(run),
         "<h2>What was trained on what</h2>",
@@ -53,30 +63,28 @@ def report_page(run: Recorded) -> str:
         "<h2>How to use the model</h2>",
         f"<pre>{escaped(how_to_load(run, run.name))}</pre>",
         "<h2>Words</h2>",
-        table((), [(f"<b>{escaped(word)}</b>", escaped(told)) for word, told in words.WORDS.items()]),
+        table((), [(f"<b>{escaped(word)}</b>", escaped(told)) for word, told in task_words.glossary(run).items()]),
         f"<footer><p>Written by slm {escaped(run.made_with.get('slm', ''))} on {time.strftime('%d %B %Y')}. "
         "The same numbers are in metrics.jsonl.</p></footer>",
     ]
-    return page(f"{run.title}: training report", "\n".join(filter(None, body)))
+    style = tasks.STYLE if run.task else ""
+    return page(f"{run.title}: training report", "\n".join(filter(None, body)), style=style)
 
 
 def _subtitle(run: Recorded) -> str:
-    config = run.model_config
-    size = f"A language model of {words.count(config.num_parameters)} parameters" if config else "A model"
-    on = f", trained on {run.made_with['data_name']}" if "data_name" in run.made_with else ""
+    further = " further" if "base" in run.made_with else ""
+    on = f", trained{further} on {run.made_with['data_name']}" if "data_name" in run.made_with else ""
     time = f" and {words.minutes(run.seconds)} of training" if run.seconds else ""
-    return f"{size}{on}: {words.ended(run)}{time}."
+    return f"{task_words.described(run)}{on}: {words.ended(run)}{time}."
 
 
 def _answers(run: Recorded, findings: list[Finding]) -> str:
     """The three questions that a reader has."""
-    _, learned = words.learned(run)
+    _, learned = task_words.learned(run)
     advice = findings[0] if findings else next_step(run)
-    rows = [("Did it learn?", learned), ("How good is it?", words.compared(run)), ("What next?", advice.advice)]
+    rows = [("Did it learn?", learned), ("How good is it?", task_words.compared(run)), ("What next?", advice.advice)]
     answers = "".join(f"<p><b>{question}</b> {escaped(answer)}</p>" for question, answer in rows)
-    first, *others = words.command(run, advice.flag).split(" --")
-    parts = [first, *(f"--{part}" for part in others)]  # each stays on one line where there is room
-    command = " ".join(f'<span class="whole">{escaped(part)}</span>' for part in parts)
+    command = tasks.whole_flags(words.command(run, advice.flag))
     return f'<div class="panel">{answers}<pre>{command}</pre></div>'
 
 
@@ -84,16 +92,21 @@ def _tiles(run: Recorded) -> str:
     best = run.best
     if best is None:
         return ""
-    numbers = [(words.measure(best["val_loss"]), "val_loss, nats per token")]
-    if "val_bits_per_byte" in best:
-        numbers.append((words.measure(best["val_bits_per_byte"]), "bits per byte"))
+    numbers = tasks.task_tiles(run) if run.task else _text_tiles(best)
     numbers += [
-        (f"{100 * best['val_accuracy']:.1f} %", "accuracy of the next token"),
-        (words.measure(best["val_perplexity"], 2), "perplexity"),
         (f"{best['step']:,}", "step of the kept weights, the best"),
         (f"{run.seconds:,.0f} s" if run.seconds < 100 else f"{run.seconds / 60:,.1f} min", "of training"),
     ]
     return tiles(numbers)
+
+
+def _text_tiles(best: Record) -> list[tuple[str, str]]:
+    numbers = [(words.measure(best["val_loss"]), "val_loss, nats per token")]
+    if "val_bits_per_byte" in best:
+        numbers.append((words.measure(best["val_bits_per_byte"]), "bits per byte"))
+    numbers.append((f"{100 * best['val_accuracy']:.1f} %", "accuracy of the next token"))
+    numbers.append((words.measure(best["val_perplexity"], 2), "perplexity"))
+    return numbers
 
 
 def _finding(found: Finding) -> str:
@@ -107,7 +120,7 @@ def _finding(found: Finding) -> str:
 
 
 def curves(run: Recorded) -> str:
-    """The loss over the steps, then learning rate, gradient norm and speed, each with its numbers in a table."""
+    """The loss over the steps, then learning rate, gradient norm and speed, and a table of the evaluations."""
     train = curve(run.logs, "train_loss")
     lines = [
         Line("train", train, faint=True, series=2),
@@ -119,7 +132,7 @@ def curves(run: Recorded) -> str:
         "Loss",
         lines,
         x_label="step",
-        y_label="nats per token",
+        y_label="nats per label" if run.task == CLASSIFICATION else "nats per token",
         note="Lower is better. The train loss is a mean of steps before, so it lags while it falls (pale: without).",
         marks=[(best["step"], "best, kept")] if best and len(run.evaluations) > 1 else (),
         may_be_log=True,
@@ -134,6 +147,7 @@ def curves(run: Recorded) -> str:
     mfu = [y for _, y in curve(run.logs, "mfu") if math.isfinite(y)]
     share = f"Share of this machine's peak: {100 * sorted(mfu)[len(mfu) // 2]:.0f} % (median)." if mfu else ""
     others = [
+        tasks.accuracy_chart(run) if run.task == CLASSIFICATION else "",
         line_chart(
             "Learning rate", [Line("lr", curve(run.logs, "lr"))], x_label="step", y_label="", from_zero=True,
             note="How far a step moves the parameters.",
@@ -158,22 +172,21 @@ def _clipped(run: Recorded) -> str:
 
 def _evaluations(run: Recorded) -> str:
     """The table behind the loss curve."""
-    in_bits = any("val_bits_per_byte" in record for record in run.evaluations)
-    header = ["step", "epoch", "val_loss", "perplexity", "accuracy", *(["bits per byte"] if in_bits else [])]
+    known = {name for record in run.evaluations for name in record}
+    columns = [column for column in _COLUMNS if column[1] in known]
+    if run.task == CLASSIFICATION:  # among labels it tells no more than the loss
+        columns = [column for column in columns if column[0] != "perplexity"]
+    header = ["step", "epoch", *(name for name, *_ in columns)]
     rows, ours = [], None
     every = -(-len(run.evaluations) // _ROWS_SHOWN) or 1
     chosen = [one for n, one in enumerate(reversed(run.evaluations)) if n % every == 0 or one is run.best][::-1]
     for number, record in enumerate(chosen):
         mark = " (best)" if record is run.best else ""
-        row = [f"{record['step']:,}{mark}", str(record["epoch"]), words.measure(record["val_loss"], 4)]
-        row += [words.measure(record["val_perplexity"], 2), f"{100 * record['val_accuracy']:.2f} %"]
-        if in_bits:
-            row.append(words.measure(record.get("val_bits_per_byte", math.nan), 4))
-        rows.append(row)
+        numbers = [words.measure(s * record.get(name, math.nan), digits, unit) for _, name, s, digits, unit in columns]
+        rows.append([f"{record['step']:,}{mark}", str(record["epoch"]), *numbers])
         ours = number if record is run.best else ours
-    numbers = tuple(range(len(header)))
     name = "All evaluations as a table" if every == 1 else f"One evaluation of {every} as a table, and the best"
-    return details(name, table(header, rows, numbers=numbers, ours=ours)) if rows else ""
+    return details(name, table(header, rows, numbers=range(len(header)), ours=ours)) if rows else ""
 
 
 def _yardsticks(run: Recorded) -> str:
@@ -214,10 +227,12 @@ def _samples(run: Recorded) -> str:
     parts = ["<h2>What it wrote as it learned</h2>"]
     by_prompt = words.prompts(run.samples)
     fixed = {prompt: records for prompt, records in by_prompt.items() if prompt}
+    given = "source" if run.task else "beginning"
     if fixed:
+        of, rest = ("examples", "drew the rest at random") if run.task else ("text", "wrote the rest")
         parts.append(
-            "<p>The same beginnings, taken from the validation text, at several steps. The beginning is "
-            '<span class="prompt">in colour and bold</span>; the model wrote the rest.</p>'
+            f"<p>The same {given}s, taken from the validation {of}, at several steps. The {given} is "
+            f'<span class="prompt">in colour and bold</span>; the model {rest}.</p>'
         )
     for number, records in enumerate(fixed.values()):
         last, kept = len(records) - 1, run.best["step"] if run.best else -1
@@ -228,7 +243,7 @@ def _samples(run: Recorded) -> str:
             loss = f", val_loss {words.measure(losses[record['step']])}" if record["step"] in losses else ""
             loss += ", the best, kept" if record["step"] == kept else ""
             shown.append(f"<h3>step {record['step']:,}{loss}</h3>{written(record['prompt'], record['sample'])}")
-        parts.append(details(f"Beginning {number + 1}", "".join(shown), is_open=number == 0))
+        parts.append(details(f"{given.capitalize()} {number + 1}", "".join(shown), is_open=number == 0))
     for record in by_prompt.get("", [])[-1:]:
         parts.append(f"<h3>The kept model (step {record['step']:,}), from nothing</h3>")
         parts.append(written("", record["sample"]))
@@ -236,28 +251,27 @@ def _samples(run: Recorded) -> str:
 
 
 def _facts(run: Recorded) -> str:
-    rows = [(escaped(name), escaped(told)) for name, told in (*words.facts(run), *_model(run))]
+    rows = [(escaped(name), escaped(told)) for name, told in (*task_words.facts(run), *_model(run))]
     return table((), rows) if rows else "<p>A model and datasets that were given in Python.</p>"
 
 
 def _model(run: Recorded) -> list[tuple[str, str]]:
-    config = run.model_config
-    if config is None:
+    config, whole = run.model_config, task_words.parts(run)
+    if config is None or whole is None:
         return []
     layers = f"{config.num_layers} layer{'s' * (config.num_layers > 1)} of width {config.embed_dim}"
+    which = {"": f"the last {config.max_seq_len}", CLASSIFICATION: f"the first {config.max_seq_len}"}
+    window = which.get(run.task, f"source and target together up to {config.max_seq_len}")
     return [
-        ("model", f"{config.num_parameters:,} parameters: {layers}, {config.num_heads} attention heads each"),
-        ("reads", f"the last {config.max_seq_len} tokens, of {config.vocab_size:,} different ones"),
+        ("model", f"{whole.num_parameters:,} parameters: {layers}, {config.num_heads} attention heads each"),
+        ("reads", f"{window} tokens, of {config.vocab_size:,} different ones"),
         ("tokenizer", str(run.resolved.get("tokenizer", "none: it was trained on token ids"))),
     ]
 
 
 def _modules(run: Recorded) -> str:
-    return (
-        details("All parts of the model", f"<pre>{escaped(summary(run.model_config))}</pre>")
-        if run.model_config
-        else ""
-    )
+    whole = task_words.parts(run)
+    return details("All parts of the model", f"<pre>{escaped(whole)}</pre>") if whole else ""
 
 
 def _settings(run: Recorded) -> str:
@@ -294,6 +308,8 @@ def how_to_load(run: Recorded, folder: str) -> str:
     if run.model_config is None:
         weights = f"slm.storage.load_file({folder + '/model.pt'!r})"
         return f'import slm\n\nmodel.load_state_dict({weights}["model"])  # a module of the same class'
+    if run.task:
+        return f"{tasks.how_to_use(run, folder)}{_beside(run)}"
     if "tokenizer" not in run.resolved:
         return (
             f"import slm\n\nrun = slm.load({name})\n"
@@ -307,5 +323,15 @@ def how_to_load(run: Recorded, folder: str) -> str:
         'slm.explain(run, "Once upon")    # what it expects at each token, and what it looks at\n\n'
         "# from a shell:\n"
         f'#   slm-generate --model_dir {shell} --prompt "Once"\n'
-        f"#   slm-evaluate --model_dir {shell}"
+        f"#   slm-evaluate --model_dir {shell}{_beside(run)}"
+    )
+
+
+def _beside(run: Recorded) -> str:
+    """What to know of a model that LoRA trained beside another one."""
+    if "base" not in run.made_with or run.resolved.get("trainable") != "lora":
+        return ""
+    return (
+        "\n\n# The folder holds what LoRA trained; the model beside it is read from where it was, or from another\n"
+        "# place: slm.load(..., base=...). run.merge() and run.save(...) make one model of both."
     )

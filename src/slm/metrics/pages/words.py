@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shlex
 from collections.abc import Sequence
 
+from slm.config import ModelConfig
 from slm.metrics.recorded import THIS_MODEL, THIS_RUN, Record, Recorded
 
 WORDS = {
@@ -143,6 +145,9 @@ def command(run: Recorded, flag: str) -> str:
             values = asked[part.removeprefix("--")] = list[str]()
         else:
             values.append(part)
+    if "--init_from" in flag:  # which brings its tokenizer and its sizes
+        brought = {"tokenizer", *(field.name for field in dataclasses.fields(ModelConfig))} - {"dropout", "max_seq_len"}
+        asked = {name: value for name, value in asked.items() if name not in brought}
     if "resume" in asked:
         asked["model_dir"] = run.name
     elif run.name != THIS_RUN:

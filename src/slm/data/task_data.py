@@ -1,0 +1,148 @@
+"""Settings -> the training and validation datasets of a task: pairs, or texts with labels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from slm.config import DataConfig, TaskConfig, UserError
+from slm.data.counts import many
+from slm.data.example_dataset import ExampleDataset
+from slm.data.examples import (
+    Examples,
+    given_examples,
+    labels_of,
+    read_aligned_examples,
+    read_table_examples,
+    split_examples,
+)
+from slm.data.prepare import Progress
+from slm.data.prepared import PreparedData
+from slm.data.story_tasks import story_examples
+from slm.data.tasks import Encoder, Task
+from slm.data.tokenizer import TOKENIZERS, Tokenizer, make_tokenizer, read_tokenizer_file
+from slm.task_config import CLASSIFICATION, PAIRS
+
+MOST_POSITIONS = 512  # of a window that suits the examples, unless somebody asks for more
+_STEP = 64  # in which such windows grow
+
+
+def read_examples(
+    config: DataConfig, task: TaskConfig, given: Any, val_given: Any, on_progress: Progress
+) -> tuple[Examples, Examples, str]:
+    """The training and the validation examples, and how these were chosen. Raises UserError."""
+    names, val_names = config.data or (), config.val_data or ()
+    targets = task.target_file or ()
+    if given is None and targets and len(targets) != len(names) + len(val_names):
+        both = " and one for each of val_data" if val_names else ""
+        raise UserError(
+            f"target_file names {many(len(targets), 'file')}: it needs one for each of the {len(names)} in data{both}."
+        )
+    train = read_all(names, targets[: len(names)], given, task, config.text_field, on_progress)
+    if val_given is None and not val_names:
+        return split_examples(train, config.val_fraction, stratify=task.task == CLASSIFICATION)
+    val = read_all(val_names, targets[len(names) :], val_given, task, config.text_field, on_progress)
+    return train, val, f"all of {val.name}"
+
+
+def read_all(
+    names: tuple[str, ...],
+    targets: tuple[str, ...],
+    given: Any,
+    task: TaskConfig,
+    text_field: str,
+    on_progress: Progress,
+) -> Examples:
+    """All examples of files, of a built-in name, or from Python, as a task's settings say. Raises UserError."""
+    is_pairs = task.task == PAIRS
+    fields = (task.source_field, task.target_field) if is_pairs else (text_field, task.label_field)
+    flags = ("source_field", "target_field") if is_pairs else ("text_field", "label_field")
+    if given is not None:
+        return given_examples(given, *fields)
+    if not names or names == ("dummy",):
+        raise UserError(
+            f"task = {task.task!r} needs examples: name a table with data (--data file.tsv), or try 'stories'."
+        )
+    if names[0].partition(":")[0] == "stories" and len(names) == 1:
+        return story_examples(names[0], task.task)
+    if targets:
+        return read_aligned_examples(names, targets, on_progress=on_progress)
+    return read_table_examples(names, *fields, flags=flags, on_progress=on_progress)
+
+
+def load_task_data(
+    config: DataConfig,
+    task_config: TaskConfig,
+    given: Any,
+    val_given: Any = None,
+    *,
+    tokenizer: Tokenizer | None = None,
+    labels: tuple[str, ...] | None = None,
+    vocabulary: Callable[[int], int],
+    max_seq_len: int | None,
+    on_progress: Progress,
+) -> PreparedData:
+    """The datasets of a task.
+
+    tokenizer: that of the model to start from, which gets the template's tokens; None makes one from the training
+    examples, of the size that vocabulary gives for so many bytes of them. labels: those of a model that classifies
+    already, which are kept where they are all that the examples have. max_seq_len: None chooses one that suits the
+    examples.
+    """
+    train, val, split = read_examples(config, task_config, given, val_given, on_progress)
+    on_progress("tokenizing", 0, None)
+    num_bytes = sum(len(text.encode("utf-8", "replace")) for part in (train, val) for text in part.inputs)
+    if task_config.task == PAIRS:
+        num_bytes += sum(len(text.encode("utf-8", "replace")) for part in (train, val) for text in part.outputs)
+    if tokenizer is None:
+        tokenizer = _make_tokenizer(config.tokenizer, train, vocabulary(num_bytes), task_config.task)
+    if task_config.task == PAIRS:
+        task = Task.pairs(tokenizer)
+    else:
+        has_known = labels is not None and set(train.outputs) <= set(labels)
+        task = Task.classification(tokenizer, labels if labels and has_known else labels_of(train))
+    tokenizer = tokenizer.with_special_tokens(task.special_tokens)
+    encoder = Encoder(task, tokenizer, max_seq_len or MOST_POSITIONS)
+    (train_set, train_lost), (val_set, val_lost) = _encoded(encoder, train, everywhere=True), _encoded(encoder, val)
+    longest = max(train_set.window, val_set.window)
+    found = [*train.found, *(f"validation: {line}" for line in val.found if val.found != train.found)]
+    found += _lost(task, train_lost + val_lost, encoder.max_seq_len)
+    digest = hashlib.sha256(f"{train.fingerprint} {val.fingerprint} {tokenizer.to_json()}".encode())
+    return PreparedData(
+        train_dataset=train_set,
+        val_dataset=val_set,
+        tokenizer=tokenizer,
+        vocab_size=tokenizer.vocab_size,
+        fingerprint=digest.hexdigest(),
+        name=train.name,
+        split=split,
+        num_bytes=num_bytes,
+        found=tuple(found),
+        task=task,
+        train_examples=train,
+        val_examples=val,
+        max_seq_len=max_seq_len or -(-longest // _STEP) * _STEP,
+    )
+
+
+def _make_tokenizer(name: str, examples: Examples, vocab_size: int, task: str) -> Tokenizer:
+    """A tokenizer for the inputs of the examples, and for their outputs where these are to be written."""
+    if name not in TOKENIZERS:
+        return Tokenizer.from_json(read_tokenizer_file(name), name)
+    texts: Iterable[str] = [*examples.inputs, *examples.outputs] if task == PAIRS else examples.inputs
+    return make_tokenizer(name, texts, vocab_size - 1 if name == "bpe" else vocab_size)
+
+
+def _encoded(encoder: Encoder, examples: Examples, *, everywhere: bool = False) -> tuple[ExampleDataset, int]:
+    if encoder.task.name == PAIRS:
+        return encoder.pairs(examples.inputs, examples.outputs)
+    return encoder.labelled(examples.inputs, examples.outputs, everywhere=everywhere)
+
+
+def _lost(task: Task, count: int, max_seq_len: int) -> list[str]:
+    """What was cut or left out, in words."""
+    if not count:
+        return []
+    what = f"{many(count, 'pair')} left out" if task.name == PAIRS else f"{many(count, 'text')} cut at the end"
+    return [f"{what}, longer than max_seq_len = {max_seq_len}"]

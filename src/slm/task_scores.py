@@ -1,0 +1,144 @@
+"""A run's answers to examples of its task, scored, with trivial predictors beside."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from slm.answering import classify, complete
+from slm.config import DataConfig, TaskConfig, UserError
+from slm.data.counts import many
+from slm.data.examples import Examples
+from slm.data.task_data import read_all
+from slm.metrics.labels import score_labels
+from slm.metrics.task_evaluation import Beside, Example, TaskEvaluation, metrics_of
+from slm.metrics.task_yardsticks import label_yardsticks, text_yardsticks
+from slm.metrics.translations import score_texts
+from slm.reading import Progress, read_again
+from slm.settings import nearest
+from slm.task_config import CLASSIFICATION
+from slm.training.device import choose_device
+
+if TYPE_CHECKING:
+    from slm.run import Run
+
+MOST_WRITTEN = 1000  # sources that are answered after a training: a thousand tell BLEU to about a point
+_SHOWN = 8  # examples that are kept to be looked at
+
+
+SETTINGS = ("source_field", "target_field", "target_file", "label_field", "num_beams", "length_penalty")
+
+
+def evaluate_task(
+    run: Run,
+    names: tuple[str, ...],
+    given: Any,
+    settings: Mapping[str, Any],
+    *,
+    device: str,
+    with_yardsticks: bool,
+    on_progress: Progress,
+) -> TaskEvaluation:
+    """The scores of a run on examples of its task: those of the named files, or given ones, or of its own validation.
+
+    settings: how to read the examples, where that is not as in the run's training, and how to search for targets.
+    Raises UserError and OSError.
+    """
+    assert run.task is not None
+    known = (*SETTINGS, "text_field")
+    for name in settings:
+        if name not in known:
+            raise UserError(f"{name} is no setting for {run.task.name}: {', '.join(known)}.{nearest(name, known)}")
+    keys = dict(settings)
+    text_field = DataConfig(text_field=keys.pop("text_field", run.resolved.get("text_field", "text"))).text_field
+    then = {name: run.resolved[name] for name in SETTINGS if name in run.resolved and name != "target_file"}
+    task = TaskConfig(task=run.task.name, **{**then, **keys})
+    own = None
+    if with_yardsticks or (not names and given is None):
+        own = run.data or read_again(run.resolved, run.made_with, run.tokenizer, on_progress)
+    if names or given is not None:
+        examples = read_all(names, task.target_file or (), given, task, text_field, on_progress)
+    elif own is None or isinstance(own, str) or own.val_examples is None:
+        raise UserError(f"{own}: name examples with data (--data).")
+    else:
+        examples = dataclasses.replace(own.val_examples, name=f"the validation part of {own.name}")
+    train = None if own is None or isinstance(own, str) else own.train_examples
+    on_progress("scoring the answers", 0, None)
+    home = next(run.model.parameters()).device
+    run.model.to(choose_device(device)[0])
+    try:
+        found = score_task(run, examples, train if with_yardsticks else None, task=task)
+    finally:
+        run.model.to(home)
+    missing = (f"no yardsticks, which learn from the training examples: {own}",) if isinstance(own, str) else ()
+    return dataclasses.replace(found, missing=(*found.missing, *missing))
+
+
+def score_task(
+    run: Run,
+    examples: Examples,
+    train: Examples | None = None,
+    *,
+    most: int | None = None,
+    task: TaskConfig | None = None,
+) -> TaskEvaluation:
+    """The scores of a run on examples, or on so many of them, spread evenly; yardsticks learn from `train`, if any."""
+    assert run.task is not None
+    part = _part(examples, most)
+    if run.task.name == CLASSIFICATION:
+        return _score_labels(run, part, train)
+    search = {"num_beams": task.num_beams, "length_penalty": task.length_penalty} if task else {}
+    written = complete(run, part.inputs, **search)  # type: ignore[arg-type]
+    scores = score_texts(written, part.outputs)
+    beside = []
+    if train:
+        found = text_yardsticks(train.inputs, train.outputs, part.inputs, part.outputs)
+        beside = [Beside(one.name, metrics_of(one.scores), one.told) for one in found]
+    missing = (scores.missing,) if scores.missing else ()
+    name = (
+        part.name if len(part.inputs) == len(examples.inputs) else f"{part.name} ({many(len(part.inputs), 'example')})"
+    )
+    return TaskEvaluation(run.task.name, name, len(written), scores, beside, _shown(part, written), missing)
+
+
+def _score_labels(run: Run, examples: Examples, train: Examples | None) -> TaskEvaluation:
+    assert run.task is not None
+    labels = run.task.labels
+    number_of = {label: number for number, label in enumerate(labels)}
+    if unknown := sorted(set(examples.outputs) - set(labels)):
+        known = ", ".join(map(repr, labels))
+        raise UserError(f"the label {unknown[0]!r} in {examples.name} is none that this model knows: {known:.200}.")
+    answered = [one.label for one in classify(run, examples.inputs)]
+    true, predicted = ([number_of[label] for label in column] for column in (examples.outputs, answered))
+    beside, missing = [], ""
+    if train:
+        trained = [number_of[label] for label in train.outputs]
+        found, missing = label_yardsticks(train.inputs, trained, examples.inputs, true, labels, seconds=None)
+        beside = [Beside(one.name, metrics_of(one.scores), one.told) for one in found]
+    scores = score_labels(true, predicted, labels)
+    shown = _shown(examples, answered)
+    told = (missing,) if missing else ()
+    return TaskEvaluation(CLASSIFICATION, examples.name, len(true), scores, beside, shown, told)
+
+
+def _part(examples: Examples, most: int | None) -> Examples:
+    """At most so many examples, spread evenly."""
+    size = len(examples.inputs)
+    if most is None or size <= most:
+        return examples
+    chosen = [number * size // most for number in range(most)]
+    inputs, outputs = ([column[place] for place in chosen] for column in (examples.inputs, examples.outputs))
+    return dataclasses.replace(examples, inputs=inputs, outputs=outputs)
+
+
+def _shown(examples: Examples, answered: list[str]) -> list[Example]:
+    """Some examples with their answers: half of those that are kept are wrong ones, where there are so many."""
+    all_of_them = map(Example, examples.inputs, examples.outputs, answered)
+    right: list[Example] = []
+    wrong: list[Example] = []
+    for one in all_of_them:
+        (right if one.is_right else wrong).append(one)
+    half = _SHOWN // 2
+    few = right[: max(half, _SHOWN - len(wrong))]
+    return [*few, *wrong[: _SHOWN - len(few)]]

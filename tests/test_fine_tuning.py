@@ -1,0 +1,283 @@
+"""Laws of starting from a trained model: what comes along, what is trained, what is saved, what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SMALL, make_text
+from test_resume import stop_after
+
+import slm
+from slm.config import UserError
+from slm.data.tasks import Task
+from slm.training.starting import checksum, grown, read_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:only .* step", "ignore:the plan reads")
+ROPE = {**SMALL, "positions": "rope", "val_fraction": 0.3}
+TUNED = {name: SMALL[name] for name in ("max_steps", "batch_size", "device", "precision", "threads", "quiet")}
+PAIRS = [(f"the {a} {b}", f"{b} {a} the") for a in "abcdef" for b in "uvwxyz"]
+LABELLED = [(f"cat {a} sees {b}", "even" if (ord(a) + ord(b)) % 2 == 0 else "odd") for a in "abcdef" for b in "uvwxyz"]
+TASKS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "language_model": ([make_text(400)], {}),
+    "pairs": (PAIRS, {"task": "pairs"}),
+    "classification": (LABELLED, {"task": "classification"}),
+}
+every_task = pytest.mark.parametrize("task", TASKS)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a text and with a model that was trained on it."""
+    folder = tmp_path_factory.mktemp("base")
+    (folder / "text.txt").write_text(make_text(600))
+    slm.train(folder / "text.txt", model_dir=folder / "base", **ROPE)
+    return folder
+
+
+def same_bits(first: slm.Run, second: slm.Run) -> bool:
+    return checksum(first.model.state_dict()) == checksum(second.model.state_dict())
+
+
+def tuned(home: Path, task: str = "language_model", **changes: Any) -> slm.Run:
+    data, settings = TASKS[task]
+    return slm.train(data, **{"init_from": home / "base", **TUNED, **settings, **changes})
+
+
+@every_task
+def test_tokenizer_and_sizes_come_along(home: Path, task: str) -> None:
+    base, run = slm.load(home / "base"), tuned(home, task)
+    assert base.tokenizer and run.tokenizer
+    text = "the cat sees"
+    assert run.tokenizer.encode(text) == base.tokenizer.encode(text)
+    changed = {"vocab_size": run.tokenizer.vocab_size}
+    assert run.model.config == slm.config.dataclasses.replace(base.model.config, **changed)
+    assert run.made_with["base"]["checksum"] == checksum(base.model.state_dict())
+    assert run.resolved["learning_rate"] == 3e-4  # of the fine-tuning preset, below what anybody sets
+    assert tuned(home, task, learning_rate=2e-3).resolved["learning_rate"] == 2e-3
+
+
+def test_the_first_step_begins_at_the_weights_of_the_base(home: Path) -> None:
+    base = slm.load(home / "base")
+    run = tuned(home, learning_rate=1e-12, max_steps=1, weight_decay=0.0)
+    for name, tensor in base.model.state_dict().items():
+        torch.testing.assert_close(run.model.state_dict()[name], tensor, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("tie", [False, True])
+def test_a_grown_model_gives_old_tokens_the_scores_of_before(tie: bool) -> None:
+    torch.manual_seed(0)
+    config = slm.ModelConfig(vocab_size=11, embed_dim=8, num_heads=2, num_layers=1, hidden_dim=8, tie_embeddings=tie)
+    base = slm.LanguageModel(config)
+    larger = grown(base, slm.config.dataclasses.replace(config, vocab_size=14), None)
+    tokens = torch.randint(0, 11, (2, 6))
+    torch.testing.assert_close(larger(tokens)[..., :11], base(tokens))
+    new = larger.embedding.weight[11:]
+    torch.testing.assert_close(new[0], base.embedding.weight.mean(dim=0))
+    torch.testing.assert_close(new[1], base.embedding.weight[::2].mean(dim=0))
+    assert len({tuple(row.tolist()) for row in new}) == 3
+    again = grown(base, slm.config.dataclasses.replace(config, vocab_size=14), None)
+    assert checksum(again.state_dict()) == checksum(larger.state_dict())
+    assert (larger.lm_head.weight is larger.embedding.weight) == tie
+
+
+def test_rotary_positions_allow_a_longer_context_and_learned_ones_a_shorter_alone(home: Path, tmp_path: Path) -> None:
+    longer = tuned(home, max_seq_len=40)
+    assert longer.model.config.max_seq_len == 40
+    slm.train([make_text(600)], model_dir=tmp_path / "learned", **{**SMALL, "val_fraction": 0.3})
+    with pytest.raises(UserError, match=r"max_seq_len = 40: .* has learned a vector for each of 16 positions"):
+        slm.train([make_text(400)], init_from=tmp_path / "learned", max_seq_len=40, **TUNED)
+    shorter = slm.train([make_text(400)], init_from=tmp_path / "learned", max_seq_len=8, **TUNED)
+    assert shorter.model.positions.embedding.weight.shape == (8, 16)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"embed_dim": 32}, "embed_dim = 32 is of another model than .*, which has embed_dim = 16"),
+        ({"norm": "rmsnorm"}, "norm = rmsnorm is of another model"),
+        ({"tokenizer": "byte"}, "tokenizer = 'byte': with init_from the tokenizer is that of"),
+        ({"vocab_size": 300}, "vocab_size = 300: with init_from"),
+        ({"trainable": "head"}, "trainable = 'head' trains a class head, which task = 'language_model' has not"),
+        ({"trainable": "lora", "lora_rank": 17}, "rank = 17: must be a whole number from 1 to 16"),
+        ({"init_from": "nowhere"}, "nowhere"),
+        ({"also_evaluate": "nowhere.txt"}, "nowhere.txt"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_the_base_is_refused_before_the_first_step(
+    home: Path, tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    with pytest.raises((UserError, OSError), match=told):
+        tuned(home, model_dir=tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["trainable", "also_evaluate"])
+def test_what_needs_a_base_is_refused_without_one(name: str) -> None:
+    value = {"trainable": "lora", "also_evaluate": "x.txt"}[name]
+    with pytest.raises(UserError, match=rf"{name} = .* needs a trained model to start from: name it with init_from"):
+        slm.train([make_text(100)], **{**SMALL, name: value})
+
+
+def test_a_model_that_classifies_cannot_go_on_with_text(home: Path, tmp_path: Path) -> None:
+    tuned(home, "classification", model_dir=tmp_path / "labels")
+    for task in ("language_model", "pairs"):
+        with pytest.raises(UserError, match="is a model that classifies: it has no output layer"):
+            slm.train(TASKS[task][0], init_from=tmp_path / "labels", **{**TUNED, **TASKS[task][1]})
+
+
+def test_a_class_head_is_kept_for_the_same_labels_and_new_for_others(home: Path, tmp_path: Path) -> None:
+    first = tuned(home, "classification", model_dir=tmp_path / "labels", learning_rate=1e-2)
+    quiet = {**TUNED, "max_steps": 1, "learning_rate": 1e-12, "weight_decay": 0.0, "task": "classification"}
+    same = slm.train(LABELLED, init_from=tmp_path / "labels", **quiet)
+    torch.testing.assert_close(same.model.class_head.weight, first.model.class_head.weight, rtol=0, atol=1e-9)
+    other = slm.train([(t, label + "!") for t, label in LABELLED], init_from=tmp_path / "labels", **quiet)
+    assert other.model.class_head.weight.abs().max() < 1e-9
+    assert first.model.class_head.weight.abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(("task", "trainable"), [(task, "lora") for task in TASKS] + [("classification", "head")])
+def test_what_is_not_to_be_trained_stays(home: Path, task: str, trainable: str) -> None:
+    run = tuned(home, task, trainable=trainable, learning_rate=1e-2)
+    base = slm.load(home / "base").model
+    trained = {name for name, one in run.model.named_parameters() if one.requires_grad}
+    kinds = {name.rpartition(".")[2] if "lora" in name else name.partition(".")[0] for name in trained}
+    expected = {"lora_a", "lora_b"} if trainable == "lora" else set()
+    assert kinds == expected | ({"class_head"} if task == "classification" else set())
+    frozen = grown(base, run.model.config, run.task).state_dict()
+    for name, one in run.model.named_parameters():
+        if name not in trained:
+            assert torch.equal(one, frozen[name.replace(".base.", ".")]), name
+    assert any(one.abs().max() > 1e-3 for name, one in run.model.named_parameters() if name.endswith("lora_b")) or (
+        trainable == "head"
+    )
+
+
+@every_task
+def test_adapters_are_small_load_beside_their_base_and_merge_into_a_whole_model(
+    home: Path, tmp_path: Path, task: str
+) -> None:
+    run = tuned(home, task, trainable="lora", learning_rate=1e-2, model_dir=tmp_path / "lora", lora_rank=2)
+    content = slm.storage.load_file(str(tmp_path / "lora" / "model.pt"))
+    assert all("lora_" in name or "class_head" in name for name in content["model"])
+    assert content["made_with"]["base"] == {
+        "path": str(home / "base" / "model.pt"),
+        "checksum": checksum(slm.load(home / "base").model.state_dict()),
+    }
+    loaded = slm.load(tmp_path / "lora")
+    tokens = torch.randint(0, run.model.config.vocab_size, (2, 9))
+    assert torch.equal(loaded.model(tokens), run.model.eval()(tokens))
+    before = loaded.model(tokens)
+    loaded.merge()
+    torch.testing.assert_close(loaded.model(tokens), before, rtol=1e-5, atol=1e-5)
+    loaded.save(tmp_path / "whole")
+    whole = slm.load(tmp_path / "whole")
+    assert torch.equal(whole.model(tokens), loaded.model(tokens))
+    assert not [name for name in whole.model.state_dict() if "lora" in name]
+    with pytest.raises(UserError, match="is a whole model and stands beside none"):
+        slm.load(tmp_path / "whole", base=home / "base")
+
+
+def test_a_base_that_moved_is_named_and_another_one_is_refused(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "base", tmp_path / "base")
+    run = slm.train(
+        PAIRS, init_from=tmp_path / "base", trainable="lora", task="pairs", model_dir=tmp_path / "lora", **TUNED
+    )
+    (tmp_path / "base").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"LoRA trained beside .*base.*is not there any more.*slm.load\(path, base"):
+        slm.load(tmp_path / "lora")
+    found = slm.load(tmp_path / "lora", base=tmp_path / "moved")
+    tokens = torch.randint(0, run.model.config.vocab_size, (1, 5))
+    assert torch.equal(found.model(tokens), run.model.eval()(tokens))
+    tuned(home, model_dir=tmp_path / "other")
+    with pytest.raises(UserError, match="has other weights"):
+        slm.load(tmp_path / "lora", base=tmp_path / "other")
+
+
+def test_a_run_beside_a_run_with_adapters_starts_from_both_together(home: Path, tmp_path: Path) -> None:
+    first = tuned(home, trainable="lora", learning_rate=1e-2, model_dir=tmp_path / "first")
+    second = slm.train(
+        PAIRS, init_from=tmp_path / "first", trainable="lora", task="pairs", model_dir=tmp_path / "second", **TUNED
+    )
+    first.merge()
+    assert second.made_with["base"]["checksum"] == checksum(first.model.state_dict())
+    tokens = torch.randint(0, second.model.config.vocab_size, (1, 5))
+    assert torch.equal(slm.load(tmp_path / "second").model(tokens), second.model.eval()(tokens))
+
+
+@every_task
+@pytest.mark.parametrize("trainable", ["all", "lora"])
+def test_a_resumed_run_equals_the_unbroken_one(home: Path, tmp_path: Path, task: str, trainable: str) -> None:
+    whole = tuned(home, task, trainable=trainable, model_dir=tmp_path / "whole", dropout=0.1)
+    calls = iter(range(100))
+    tuned(
+        home, task, trainable=trainable, model_dir=tmp_path / "run", dropout=0.1, should_stop=lambda: next(calls) >= 5
+    )
+    run = tuned(home, task, trainable=trainable, model_dir=tmp_path / "run", dropout=0.1)
+    assert run.history is not None and 0 < run.history.resumed_from < 12
+    assert same_bits(run, whole)
+    losses = [[one["val_loss"] for one in made.history.evaluations] for made in (run, whole) if made.history]
+    assert losses[0] == losses[1]
+
+
+def test_a_run_whose_base_changed_is_not_gone_on_with(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "base", tmp_path / "base")
+    settings = {**TUNED, "init_from": tmp_path / "base", "model_dir": tmp_path / "run"}
+    slm.train([make_text(400)], should_stop=stop_after(4), **settings)
+    shutil.rmtree(tmp_path / "base")
+    slm.train([make_text(500)], model_dir=tmp_path / "base", **ROPE)
+    with pytest.raises(UserError, match=r"init_from has changed|vocab_size"):
+        slm.train([make_text(400)], **settings)
+
+
+def test_what_is_forgotten_is_measured_beside_what_is_learned(home: Path) -> None:
+    run = tuned(home, also_evaluate=home / "base", learning_rate=1e-2)
+    assert run.history is not None
+    before = run.history.records[0]["before"]
+    base = slm.load(home / "base")
+    assert before["also_val_loss"] == pytest.approx(base.metrics["val_loss"], rel=1e-6)
+    assert all("also_val_loss" in one for one in run.history.evaluations)
+    assert run.history.evaluations[-1]["also_val_loss"] != before["also_val_loss"]
+    on_text = tuned(home, also_evaluate=home / "text.txt")  # all of it, in place of the validation part
+    assert on_text.history is not None
+    found = slm.evaluate(base, home / "text.txt", with_yardsticks=False)
+    assert on_text.history.records[0]["before"]["also_val_loss"] == pytest.approx(found.loss.value, rel=1e-6)
+
+
+def test_a_text_to_evaluate_on_changes_nothing_else(home: Path) -> None:
+    plain, beside = tuned(home), tuned(home, also_evaluate=home / "base")
+    assert same_bits(plain, beside)
+
+
+def test_a_fine_tuned_run_is_repeated_to_the_last_bit(home: Path, tmp_path: Path) -> None:
+    settings = {**TUNED, "init_from": home / "base", "trainable": "lora"}
+    first = slm.train(home / "text.txt", model_dir=tmp_path / "first", **settings)
+    again = slm.train(repeat=tmp_path / "first", model_dir=None)
+    assert same_bits(first, again)
+
+
+def test_a_fine_tuned_run_reads_its_own_validation_text_again(home: Path, tmp_path: Path) -> None:
+    run = slm.train(home / "text.txt", init_from=home / "base", model_dir=tmp_path / "run", **TUNED)
+    found = slm.evaluate(tmp_path / "run", with_yardsticks=False)
+    assert found.loss.value == pytest.approx(run.metrics["val_loss"], rel=1e-5)
+
+
+def test_settings_say_which_layer_set_them(home: Path, tmp_path: Path) -> None:
+    tuned(home, model_dir=tmp_path / "run")
+    origins = slm.settings.read_table(str(tmp_path / "run"), "made_with")["origins"]
+    assert origins["learning_rate"] == "fine-tuning preset"
+    assert origins["embed_dim"] == "the model in init_from"
+    asked = slm.settings.read_config(str(tmp_path / "run" / "config.toml"))
+    assert asked["init_from"] == str(home / "base") and "embed_dim" not in asked
+
+
+def test_a_model_file_tells_its_task(home: Path, tmp_path: Path) -> None:
+    tuned(home, "pairs", model_dir=tmp_path / "run")
+    saved = read_model(str(tmp_path / "run"))
+    assert saved.task == Task.from_dict(json.loads(json.dumps(saved.task.as_dict())))  # type: ignore[union-attr]
+    assert saved.task is not None and saved.task.template[2] == "<|target|>"

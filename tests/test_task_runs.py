@@ -1,0 +1,360 @@
+"""Laws of runs that learn pairs or labels: from files to answers, through the same loop, folders and commands."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SMALL
+
+import slm
+from slm.cli import evaluate as evaluate_command
+from slm.cli import generate as generate_command
+from slm.cli.train import main
+from slm.config import PRESETS, UserError
+from slm.data.examples import split_examples
+from slm.data.stories import translate
+from slm.data.story_tasks import story_examples
+from slm.model.beam import beam_search
+
+pytestmark = pytest.mark.filterwarnings("ignore:only .* step", "ignore:the plan reads")
+SIZES = {**SMALL, "embed_dim": 32, "max_steps": 60, "learning_rate": 1e-2, "positions": "rope", "val_fraction": 0.25}
+del SIZES["max_seq_len"]
+WORDS = {"one": "eins", "two": "zwei", "three": "drei", "red": "rot", "cat": "Katze", "dog": "Hund"}
+PAIRS = [(f"{a} {b}", f"{WORDS[b]} {WORDS[a]}") for a in WORDS for b in WORDS]
+LABELLED = [(f"{a} {b} {c}", "cat" if "cat" in (a, b, c) else "none") for a in WORDS for b in WORDS for c in WORDS]
+
+
+def run_of(task: str, **changes: Any) -> slm.Run:
+    data = {"pairs": PAIRS, "classification": LABELLED}[task]
+    return slm.train(data, **{**SIZES, "task": task, **changes})
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with examples in files, and with a run of each task on them."""
+    folder = tmp_path_factory.mktemp("tasks")
+    (folder / "pairs.jsonl").write_text("".join(json.dumps({"source": s, "target": t}) + "\n" for s, t in PAIRS))
+    (folder / "labels.tsv").write_text("".join(f"{label}\t{text}\n" for text, label in LABELLED))
+    (folder / "a.en").write_text("".join(f"{s}\n" for s, _ in PAIRS))
+    (folder / "a.de").write_text("".join(f"{t}\n" for _, t in PAIRS))
+    slm.train(folder / "pairs.jsonl", model_dir=folder / "pairs", **{**SIZES, "task": "pairs"})
+    labels = {"task": "classification", "text_field": "1", "label_field": "0", "max_steps": 150}
+    slm.train(folder / "labels.tsv", model_dir=folder / "labels", **{**SIZES, **labels})
+    return folder
+
+
+def scores(folder: Path) -> dict[str, Any]:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    (found,) = [record["task_scores"] for record in records if "task_scores" in record]
+    return dict(found)
+
+
+def test_what_is_learned_is_answered_after_loading(home: Path) -> None:
+    run = slm.load(home / "labels")
+    found = run.classify(["one cat two", "one dog two"])
+    assert [one.label for one in found] == ["cat", "none"]
+    for one in found:
+        assert one.probability == max(one.probabilities.values()) == one.probabilities[one.label]
+        assert math.isclose(sum(one.probabilities.values()), 1)
+        assert list(one.probabilities) == ["cat", "none"]
+
+
+def test_the_label_of_a_text_does_not_depend_on_others_beside_it(home: Path) -> None:
+    run = slm.load(home / "labels")
+    texts = [text for text, _ in LABELLED[:70]] + ["", "a much longer text than all of the others"]
+    together = run.classify(texts)
+    for text, one in zip(texts, together, strict=True):
+        (alone,) = run.classify(text)
+        assert alone.label == one.label
+        assert alone.probability == pytest.approx(one.probability, rel=1e-5)
+    assert run.classify([]) == []
+
+
+def test_a_completion_is_the_beam_search_in_the_template(home: Path) -> None:
+    run = slm.load(home / "pairs")
+    assert run.tokenizer and run.task
+    made = run.complete("one cat")
+    end, begins = run.tokenizer.end_id, run.tokenizer.id_of("<|target|>")
+    assert end is not None
+    prompt = [end, *run.tokenizer.encode("one cat"), begins]
+    ((best, *_),) = beam_search(run.model, [prompt], end_id=end, num_beams=4)
+    assert made == run.tokenizer.decode(best.ids).strip()
+    assert run.complete(["one cat", "red dog"])[0] == made
+    greedy = slm.generate_tokens(run.model, [prompt], end_id=end, temperature=0.0, max_new_tokens=20)[0].tolist()
+    expected = run.tokenizer.decode(greedy[: greedy.index(end)] if end in greedy else greedy).strip()
+    assert run.complete("one cat", num_beams=1, max_new_tokens=20) == expected
+
+
+def test_beams_and_penalty_are_those_of_the_run_unless_others_are_named(home: Path, tmp_path: Path) -> None:
+    run = run_of("pairs", num_beams=1, model_dir=tmp_path / "greedy")
+    assert slm.load(tmp_path / "greedy").resolved["num_beams"] == 1
+    assert run.complete("one cat") == run.complete("one cat", num_beams=1)
+    with pytest.raises(UserError, match=r"num_beams = 0: must be at least 1"):
+        run.complete("one cat", num_beams=0)
+
+
+def test_each_run_refuses_what_is_of_another_task(home: Path) -> None:
+    pairs, labels = slm.load(home / "pairs"), slm.load(home / "labels")
+    with pytest.raises(UserError, match=r"tells labels: use run.classify. For pairs"):
+        labels.complete("x")
+    with pytest.raises(UserError, match=r"writes targets of sources: use run.complete. For classification"):
+        pairs.classify("x")
+    with pytest.raises(UserError, match=r"tells labels, and writes no text: use run.classify"):
+        labels.generate("x")
+    text = slm.train(["some text of no task " * 90], **{**SIZES, "max_steps": 2})
+    with pytest.raises(UserError, match=r"goes on with text: use run.generate"):
+        text.classify("x")
+    with pytest.raises(UserError, match="texts = 3, a int: must be a str"):
+        labels.classify([3])  # type: ignore[list-item]
+
+
+@pytest.mark.filterwarnings("ignore:the prompt has")
+def test_generate_takes_a_source_in_its_template(home: Path) -> None:
+    run = slm.load(home / "pairs")
+    text = run.generate("one cat", temperature=0.0, max_new_tokens=20)
+    assert text.removeprefix("one cat").strip() == run.complete("one cat", num_beams=1, max_new_tokens=20)
+
+
+def test_a_finished_run_has_scores_with_yardsticks_and_examples(home: Path) -> None:
+    pairs, labels = scores(home / "pairs"), scores(home / "labels")
+    assert set(pairs["metrics"]) == {"bleu", "chrf", "exact_match"}
+    assert {one["name"].split()[0] for one in pairs["yardsticks"]} == {"copy", "most"}
+    assert set(labels["metrics"]) == {"accuracy", "macro_f1"}
+    assert "majority label" in {one["name"] for one in labels["yardsticks"]}
+    assert labels["metrics"]["accuracy"] > 0.9
+    for found in (pairs, labels):
+        assert found["examples"]
+        assert {"given", "expected", "answered"} == set(found["examples"][0])
+
+
+@pytest.mark.parametrize("name", ["pairs", "labels"])
+def test_an_evaluation_of_the_own_examples_gives_the_scores_of_the_run_again(home: Path, name: str) -> None:
+    found = slm.evaluate(home / name)
+    assert found.as_record()["metrics"] == pytest.approx(scores(home / name)["metrics"])  # type: ignore[union-attr]
+    assert [one.name for one in found.yardsticks]
+    assert not slm.evaluate(home / name, with_yardsticks=False).yardsticks
+
+
+def test_an_evaluation_reads_other_examples_in_the_way_of_the_training(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.tsv").write_text("cat\tone cat two\nnone\tone two two\ncat\tno such animal\n")
+    found = slm.evaluate(home / "labels", tmp_path / "other.tsv", with_yardsticks=False)
+    assert found.num_examples == 3  # type: ignore[union-attr]
+    answered = slm.load(home / "labels").classify("no such animal")[0].label
+    assert found.metrics["accuracy"] == pytest.approx(1 if answered == "cat" else 2 / 3)  # type: ignore[union-attr]
+    given = slm.evaluate(home / "pairs", [("one cat", "Katze eins")], with_yardsticks=False, num_beams=1)
+    assert given.num_examples == 1  # type: ignore[union-attr]
+    (tmp_path / "bad.tsv").write_text("dog\tone cat two\n")
+    with pytest.raises(UserError, match=r"the label 'dog' in .*bad.tsv is none that this model knows: 'cat', 'none'"):
+        slm.evaluate(home / "labels", tmp_path / "bad.tsv")
+    with pytest.raises(UserError, match="stride = 3 is for running text"):
+        slm.evaluate(home / "labels", stride=3)
+    with pytest.raises(UserError, match="split_documents_on is no setting for classification"):
+        slm.evaluate(home / "labels", split_documents_on="x")
+    with pytest.raises(UserError, match=r"learned classification: its scores are told one run at a time"):
+        slm.compare(home / "labels", home / "pairs")
+
+
+def test_two_aligned_files_are_the_same_pairs_as_a_table(home: Path, tmp_path: Path) -> None:
+    aligned = slm.train(home / "a.en", target_file=home / "a.de", **{**SIZES, "task": "pairs"})
+    table = slm.train(home / "pairs.jsonl", **{**SIZES, "task": "pairs"})
+    given = run_of("pairs")
+    states = [run.model.state_dict() for run in (aligned, table, given)]
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]) and torch.equal(tensor, states[2][name])
+    beside = slm.train(
+        home / "a.en",
+        val_data=home / "a.en",
+        target_file=[home / "a.de", home / "a.de"],
+        **{**SIZES, "task": "pairs", "max_steps": 2},
+    )
+    assert beside.data is not None and len(beside.data.val_dataset) == len(PAIRS)
+
+
+@pytest.mark.parametrize(
+    ("data", "settings", "told"),
+    [
+        ("pairs.jsonl", {"task": "pairs", "source_field": "quelle"}, "has no field 'quelle'"),
+        ("labels.tsv", {"task": "classification"}, "label_field|text_field"),
+        ("a.en", {"task": "classification"}, "table"),
+        ("a.en", {"task": "pairs"}, "table|target_file"),
+        (
+            "a.en",
+            {"task": "pairs", "target_file": ["a.de", "a.de"]},
+            "target_file names 2 files: it needs one for each",
+        ),
+        ("a.en", {"task": "pairs", "target_file": "pairs.jsonl"}, "pairs.jsonl is a table: with target_file"),
+        (None, {"task": "pairs"}, "task = 'pairs' needs examples: name a table with data"),
+        ("nowhere.tsv", {"task": "pairs"}, "nowhere.tsv"),
+        ("pairs.jsonl", {"task": "poetry"}, "task = 'poetry': must be one of language_model, pairs, classification"),
+    ],
+    ids=str,
+)
+def test_bad_examples_get_one_message_and_nothing_is_written(
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    data: str | None,
+    settings: dict[str, Any],
+    told: str,
+) -> None:
+    monkeypatch.chdir(home)
+    flags = [*([] if data is None else ["--data", data]), "--model_dir", str(tmp_path / "run")]
+    for name, value in settings.items():
+        flags += [f"--{name}", *([value] if isinstance(value, str) else value)]
+    before = sorted(path.name for path in home.iterdir())
+    try:
+        code = main(flags)
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    error = capsys.readouterr().err
+    assert code == 2
+    assert "Traceback" not in error
+    if settings.get("task") != "poetry":  # which argparse tells in its own words
+        assert any(part in error for part in told.split("|")), error
+    assert not (tmp_path / "run").exists()
+    assert sorted(path.name for path in home.iterdir()) == before
+
+
+def test_one_label_is_no_classification() -> None:
+    with pytest.raises(UserError, match="label"):
+        slm.train([(text, "same") for text, _ in LABELLED], **{**SIZES, "task": "classification"})
+
+
+@pytest.mark.parametrize("task", ["pairs", "classification"])
+def test_an_interrupted_command_goes_on_and_ends_as_the_unbroken_one(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], task: str
+) -> None:
+    calls = iter(range(1000))
+    run_of(task, model_dir=tmp_path / "run", should_stop=lambda: next(calls) >= 20, dropout=0.1)
+    run = run_of(task, model_dir=tmp_path / "run", dropout=0.1)
+    whole = run_of(task, model_dir=tmp_path / "whole", dropout=0.1)
+    assert run.history is not None and run.history.resumed_from == 20
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, run.model.state_dict()[name])
+    assert scores(tmp_path / "run")["metrics"] == scores(tmp_path / "whole")["metrics"]
+    with pytest.raises(UserError, match="already holds a run, which finished at step 60"):
+        run_of(task, model_dir=tmp_path / "run", dropout=0.1)
+    with pytest.raises(UserError, match=r"other settings: .*task was"):
+        slm.train("stories:20KB", model_dir=tmp_path / "run", **SMALL)
+
+
+@pytest.mark.parametrize("task", ["pairs", "classification"])
+@pytest.mark.usefixtures("fake")
+def test_a_run_of_a_task_is_saved_to_a_bucket_and_loaded_from_it(task: str, machine: Callable[[str], Path]) -> None:
+    run = run_of(task, model_dir="gs://bucket/run", max_steps=6)
+    machine("another machine")
+    loaded = slm.load("gs://bucket/run")
+    assert loaded.task == run.task
+    if task == "pairs":
+        assert loaded.complete("one cat") == run.complete("one cat")
+    else:
+        assert loaded.classify("one cat")[0].probabilities == run.classify("one cat")[0].probabilities
+
+
+def answers(capsys: pytest.CaptureFixture[str], arguments: Sequence[str]) -> str:
+    capsys.readouterr()
+    assert generate_command.main(arguments) == 0
+    return capsys.readouterr().out
+
+
+def test_the_command_answers_as_the_run_does(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs, labels = slm.load(home / "pairs"), slm.load(home / "labels")
+    out = answers(capsys, ["--model_dir", str(home / "pairs"), "--prompt", "one cat"])
+    assert out == pairs.complete("one cat") + "\n"
+    out = answers(capsys, ["--model_dir", str(home / "pairs"), "--prompt", "one cat", "--output", "json"])
+    assert json.loads(out) == {"prompt": "one cat", "text": pairs.complete("one cat")}
+    (found,) = labels.classify("one cat two")
+    out = answers(capsys, ["--model_dir", str(home / "labels"), "--prompt", "one cat two"])
+    assert out == f"cat ({100 * found.probability:.1f} %)\n"
+    out = answers(capsys, ["--model_dir", str(home / "labels"), "--prompt", "one cat two", "--output", "json"])
+    assert json.loads(out)["probabilities"] == found.probabilities
+
+
+@pytest.mark.parametrize(
+    ("run", "flags", "told"),
+    [
+        ("labels", ["--num_beams", "2"], "num_beams is for models trained with --task pairs"),
+        ("labels", ["--temperature", "1"], "temperature is for models that write, and this one tells labels"),
+        ("pairs", ["--num_beams", "2", "--temperature", "1"], "num_beams searches for the best target and temperature"),
+    ],
+)
+def test_the_command_refuses_settings_without_a_use(
+    home: Path, capsys: pytest.CaptureFixture[str], run: str, flags: list[str], told: str
+) -> None:
+    assert generate_command.main(["--model_dir", str(home / run), "--prompt", "one", *flags]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_the_command_evaluates_a_task(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate_command.main(["--model_dir", str(home / "labels"), "--output", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["metrics"] == pytest.approx(scores(home / "labels")["metrics"])
+    assert evaluate_command.main(["--model_dir", str(home / "pairs"), "--quiet", "--no_yardsticks"]) == 0
+    assert "BLEU" in capsys.readouterr().out
+    assert evaluate_command.main(["--model_dir", str(home / "pairs"), "--stride", "3"]) == 2
+    assert "stride = 3 is for running text" in capsys.readouterr().err
+
+
+def test_samples_in_training_are_targets_of_validation_sources(home: Path) -> None:
+    run = run_of("pairs", sample_every=1, quiet=False, max_steps=5)
+    assert run.history is not None and run.data is not None and run.data.val_examples is not None
+    prompts = {record["prompt"] for record in run.history.records if "sample" in record}
+    assert prompts and prompts <= set(run.data.val_examples.inputs)
+
+
+def test_validation_examples_are_no_training_examples(home: Path) -> None:
+    twice = [*PAIRS, *PAIRS]
+    run = slm.train(twice, **{**SIZES, "task": "pairs", "max_steps": 2})
+    assert run.data is not None and run.data.val_examples and run.data.train_examples
+    assert not set(run.data.val_examples.inputs) & set(run.data.train_examples.inputs)
+
+
+@pytest.mark.filterwarnings("ignore:54 texts of 54 cut")
+def test_a_text_that_is_cut_is_told_in_training_and_in_use(capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_of("classification", max_seq_len=6, quiet=False, max_steps=2)
+    assert "texts cut at the end, longer than max_seq_len = 6" in capsys.readouterr().out.replace("\n", " ")
+    with pytest.warns(UserWarning, match="1 text of 1 cut at the end: this model looks at 6 tokens at most"):
+        run.classify("one two three")
+
+
+def test_a_window_fits_the_longest_example_unless_somebody_sets_it() -> None:
+    run = run_of("pairs", max_steps=2)
+    assert run.model.config.max_seq_len == 64
+    long = slm.train([*PAIRS, ("x " * 60, "y " * 60)] * 4, **{**SIZES, "task": "pairs", "max_steps": 2})
+    assert long.model.config.max_seq_len == 256
+    assert run_of("pairs", max_steps=2, max_seq_len=40).model.config.max_seq_len == 40
+
+
+def test_stories_have_a_known_best_score() -> None:
+    pairs, labels = (story_examples("stories:50KB", task) for task in ("pairs", "classification"))
+    assert all(translate(source) == target for source, target in zip(pairs.inputs, pairs.outputs, strict=True))
+    assert len(set(pairs.inputs)) == len(pairs.inputs) > 500
+    assert set(labels.outputs) == {"happy", "lesson", "proud", "sad"}
+    train, val, _ = split_examples(pairs, 0.1, stratify=False)
+    assert not set(train.inputs) & set(val.inputs)
+
+
+def test_a_balanced_run_weighs_its_labels() -> None:
+    run = run_of("classification", class_weights="balanced", max_steps=2)
+    weights = run.model.class_weights
+    assert weights is not None and weights[0] > weights[1]  # "cat" is the rarer label
+    assert run_of("classification", max_steps=2).model.class_weights is None
+
+
+def test_the_minutes_of_a_task_plan_a_model_for_it() -> None:
+    run = slm.train(
+        "stories:100KB", task="pairs", max_minutes=0.5, plan_only=True, device="cpu", precision="fp32", threads=1
+    )
+    assert run.resolved["optimizer"] == "muon"
+    assert run.data is not None
+    longest = max(run.data.train_dataset.window, run.data.val_dataset.window)
+    assert longest <= run.resolved["max_seq_len"] < longest + 64
+    assert {name: run.resolved[name] for name in PRESETS["pairs"]} == PRESETS["pairs"]
+    assert run.resolved["batch_size"] == 64 and run.resolved["schedule"] == "wsd"
