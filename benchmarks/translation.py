@@ -83,15 +83,15 @@ def _translate(data_dir: str, minutes: float, seed: int) -> dict[str, Any]:
             check=True, stdout=subprocess.PIPE, text=True,
         ).stdout  # fmt: skip
         run, found = slm.load(folder), json.loads(told.splitlines()[-1])
-        seconds = run.recorded.seconds
-    return {
-        **found["metrics"],
-        "yardsticks": [one["metrics"]["bleu"] for one in found["yardsticks"]],
-        "parameters": sum(one.numel() for one in run.model.parameters()),
-        "steps": run.recorded.step,
-        "training": seconds,
-        "command": command,
-    }
+        recorded = run.recorded
+        return {
+            **found["metrics"],
+            "yardsticks": [one["metrics"]["bleu"] for one in found["yardsticks"]],
+            "parameters": sum(one.numel() for one in run.model.parameters()),
+            "steps": recorded.step,
+            "training": recorded.seconds,
+            "command": command,
+        }
 
 
 if __name__ == "__main__":

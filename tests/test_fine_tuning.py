@@ -13,7 +13,7 @@ from conftest import SMALL, make_text
 from test_resume import stop_after
 
 import slm
-from slm.config import UserError
+from slm.config import PRESETS, UserError
 from slm.data.tasks import Task
 from slm.training.starting import checksum, grown, read_model
 
@@ -57,7 +57,9 @@ def test_tokenizer_and_sizes_come_along(home: Path, task: str) -> None:
     changed = {"vocab_size": run.tokenizer.vocab_size}
     assert run.model.config == slm.config.dataclasses.replace(base.model.config, **changed)
     assert run.made_with["base"]["checksum"] == checksum(base.model.state_dict())
-    assert run.resolved["learning_rate"] == 3e-4  # of the fine-tuning preset, below what anybody sets
+    # Of the fine-tuning preset, or of the task's, below what anybody sets.
+    peak = 0.3 * base.resolved["learning_rate"] if task == "language_model" else PRESETS[task]["learning_rate"]
+    assert run.resolved["learning_rate"] == pytest.approx(peak)
     assert tuned(home, task, learning_rate=2e-3).resolved["learning_rate"] == 2e-3
 
 
@@ -233,6 +235,20 @@ def test_a_run_whose_base_changed_is_not_gone_on_with(home: Path, tmp_path: Path
     slm.train([make_text(500)], model_dir=tmp_path / "base", **ROPE)
     with pytest.raises(UserError, match=r"init_from has changed|vocab_size"):
         slm.train([make_text(400)], **settings)
+
+
+@every_task
+def test_a_run_goes_on_without_the_model_that_it_started_from(home: Path, tmp_path: Path, task: str) -> None:
+    whole = tuned(home, task)
+    shutil.copytree(home / "base", tmp_path / "base")
+    settings = {"init_from": tmp_path / "base", "model_dir": tmp_path / "run"}
+    tuned(home, task, should_stop=stop_after(5), **settings)
+    shutil.rmtree(tmp_path / "base")
+    run = tuned(home, task, **settings)
+    assert same_bits(run, whole)
+    assert run.made_with["base"]["checksum"] == whole.made_with["base"]["checksum"]
+    with pytest.raises(FileNotFoundError):
+        tuned(home, task, init_from=tmp_path / "base")
 
 
 def test_what_is_forgotten_is_measured_beside_what_is_learned(home: Path) -> None:

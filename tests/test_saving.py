@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -283,3 +284,12 @@ def test_a_model_that_could_not_be_written_is_written_with_the_next_checkpoint(
         run = slm.train([text], model_dir=tmp_path / "run", on_log=log, **SETTINGS)
     assert run.save_error is None
     assert slm.load(tmp_path / "run").metrics == run.metrics
+
+
+def test_a_number_that_json_lacks_becomes_null_however_deep_it_stands(tmp_path: Path) -> None:
+    folder = saving.RunFolder(str(tmp_path / "run"))
+    folder.begin({}, {}, {})
+    folder.log({"step": 1, "before": {"val_loss": math.nan, "all": [1.0, math.inf, (2, -math.inf)]}})
+    folder.close()
+    line = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert json.loads(line) == {"step": 1, "before": {"val_loss": None, "all": [1.0, None, [2, None]]}}

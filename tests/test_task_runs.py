@@ -21,6 +21,7 @@ from slm.data.examples import split_examples
 from slm.data.stories import translate
 from slm.data.story_tasks import story_examples
 from slm.model.beam import beam_search
+from slm.training import budget
 
 pytestmark = pytest.mark.filterwarnings("ignore:only .* step", "ignore:the plan reads")
 SIZES = {**SMALL, "embed_dim": 32, "max_steps": 60, "learning_rate": 1e-2, "positions": "rope", "val_fraction": 0.25}
@@ -33,6 +34,12 @@ LABELLED = [(f"{a} {b} {c}", "cat" if "cat" in (a, b, c) else "none") for a in W
 def run_of(task: str, **changes: Any) -> slm.Run:
     data = {"pairs": PAIRS, "classification": LABELLED}[task]
     return slm.train(data, **{**SIZES, "task": task, **changes})
+
+
+def run_of_base(base: str, task: str, **changes: Any) -> slm.Run:
+    data = {"pairs": PAIRS, "classification": LABELLED}[task]
+    kept = {name: SIZES[name] for name in ("batch_size", "device", "precision", "threads", "quiet")}
+    return slm.train(data, init_from=base, **{**kept, "task": task, "max_steps": 3, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +263,11 @@ def test_a_run_of_a_task_is_saved_to_a_bucket_and_loaded_from_it(task: str, mach
         assert loaded.complete("one cat") == run.complete("one cat")
     else:
         assert loaded.classify("one cat")[0].probabilities == run.classify("one cat")[0].probabilities
+    tuned = run_of_base("gs://bucket/run", task, model_dir="gs://bucket/tuned", trainable="lora")
+    machine("a third machine")
+    again = slm.load("gs://bucket/tuned")  # with its base, from the bucket, too
+    for name, tensor in tuned.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], tensor)
 
 
 def answers(capsys: pytest.CaptureFixture[str], arguments: Sequence[str]) -> str:
@@ -346,6 +358,22 @@ def test_a_balanced_run_weighs_its_labels() -> None:
     weights = run.model.class_weights
     assert weights is not None and weights[0] > weights[1]  # "cat" is the rarer label
     assert run_of("classification", max_steps=2).model.class_weights is None
+
+
+@pytest.mark.parametrize(("task", "asked", "planned"), [
+    ("pairs", {}, 0.33), ("pairs", {"dropout": 0.3}, 0.3), ("classification", {}, PRESETS["classification"]["dropout"])
+])  # fmt: skip
+def test_the_plan_of_pairs_alone_weighs_dropout_by_passes(
+    monkeypatch: pytest.MonkeyPatch, task: str, asked: dict[str, float], planned: float
+) -> None:
+    monkeypatch.setattr(budget, "dropout_of_pairs", lambda passes: 0.33)
+    settings = {"task": task, "max_minutes": 0.5, "plan_only": True, "device": "cpu", "precision": "fp32", "threads": 1}
+    run = slm.train("stories:40KB", quiet=True, **settings, **asked)  # type: ignore[arg-type]
+    assert run.resolved["dropout"] == planned
+
+
+def test_more_passes_over_pairs_need_more_dropout() -> None:
+    assert [budget.dropout_of_pairs(passes) for passes in (0.1, 3, 7.9, 8, 50)] == [0.1, 0.1, 0.1, 0.2, 0.2]
 
 
 def test_the_minutes_of_a_task_plan_a_model_for_it() -> None:

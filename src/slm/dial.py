@@ -14,8 +14,8 @@ from slm.data.prepared import PreparedData
 from slm.data.splits import bytes_of_text
 from slm.display import Display
 from slm.reading import read_also, read_data
-from slm.settings import Settings
-from slm.task_config import LANGUAGE_MODEL
+from slm.settings import TASK, Settings
+from slm.task_config import LANGUAGE_MODEL, PAIRS
 from slm.training.budget import PLANNED, make_plan, vocabulary_for
 from slm.training.deadline import Deadline
 from slm.training.device import seeded
@@ -104,11 +104,15 @@ def plan_sizes(
             "cache now, where the next run finds it."
         )
     examples = data.train_dataset if isinstance(data.train_dataset, ExampleDataset) else None
+    fixed = settings.fixed()
+    if settings.origins.get("dropout") == TASK and settings.task.task == PAIRS:  # the preset knows no passes
+        del fixed["dropout"]
     with seeded(device, 0):  # the models that are timed shall not move anybody's random numbers on
         plan = make_plan(
             model,
             settings.train,
-            settings.fixed(),
+            fixed,
+            yours=settings.asked(),
             context=max(1, round(examples.mean_length)) if examples else None,
             text_tokens=len(data.train_dataset.tokens),
             val_tokens=min(settings.data.val_tokens, len(data.val_dataset.tokens)),
@@ -117,7 +121,7 @@ def plan_sizes(
         )
     # A window for examples is as long as they are, whatever they were timed with.
     window = {"max_seq_len": model.max_seq_len} if examples else {}
-    made = {name: value for name, value in plan.settings.items() if name not in settings.fixed()}
+    made = {name: value for name, value in plan.settings.items() if name not in fixed}
     return settings.planned({"vocab_size": model.vocab_size, **made, **window}), plan.why
 
 

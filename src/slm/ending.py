@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from slm.config import UserError
+from slm.data.example_dataset import ExampleDataset
 from slm.data.prepared import PreparedData
 from slm.display import Display
 from slm.metrics.diagnosis import diagnose
@@ -16,7 +17,7 @@ from slm.metrics.speed import flops_per_token
 from slm.metrics.yardsticks import FULL_SECONDS, Yardstick, yardsticks
 from slm.storage import files
 from slm.task_config import LANGUAGE_MODEL
-from slm.task_scores import MOST_WRITTEN, score_task
+from slm.task_scores import score_task
 from slm.training.history import Record
 from slm.training.resume import MODEL, REPORT
 from slm.training.saving import RunFolder
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 _SAMPLE_TOKENS, _SAMPLE_SECONDS = 120, 0.5
 _FLOPS_PER_SECOND = 2e11  # of training on a laptop's processor, about
+_LEAST_SECONDS, _MOST_SECONDS = 15.0, 60.0  # of a slow core for the yardsticks of labels: with less they get weak
+MOST_WRITTEN, _FEWEST_WRITTEN = 1000, 50  # sources that are answered: a thousand tell BLEU to about a point
+_TRAINED_PER_WRITTEN = 50  # times the tokens of a source and its target that were trained on, for each that is written
 _YARDSTICK_SHARE = 0.4  # of the seconds that a slow core takes for the yardsticks: what most take
 
 
@@ -107,7 +111,10 @@ def _show_scores(
     try:
         with display.working() as on_progress:
             on_progress("scoring the answers", 0, None)
-            found = score_task(run, data.val_examples, data.train_examples, most=MOST_WRITTEN)
+            seconds = max(_LEAST_SECONDS, _yardstick_seconds(run, _MOST_SECONDS))
+            found = score_task(
+                run, data.val_examples, data.train_examples, most=_num_scored(run, data), seconds=seconds
+            )
     except (UserError, OSError, MemoryError, KeyboardInterrupt) as error:  # the model is there, and is not to be lost
         display.print(f"no scores: {error or type(error).__name__}")
         return
@@ -115,6 +122,15 @@ def _show_scores(
     for line in found.lines():
         display.print(line)
     display.print("")
+
+
+def _num_scored(run: Run, data: PreparedData) -> int | None:
+    """How many sources are answered: to write is slow, and is to take a small part of the time of the training."""
+    if data.task and data.task.labels:
+        return None
+    assert isinstance(data.val_dataset, ExampleDataset)
+    affordable = int(run.metrics["tokens_seen"] / (_TRAINED_PER_WRITTEN * data.val_dataset.mean_length))
+    return min(MOST_WRITTEN, max(_FEWEST_WRITTEN, affordable))
 
 
 def _show_yardsticks(run: Run, display: Display, data: PreparedData, tell: Callable[[Record], None]) -> None:
@@ -139,7 +155,7 @@ def _show_yardsticks(run: Run, display: Display, data: PreparedData, tell: Calla
     display.print("")
 
 
-def _yardstick_seconds(run: Run) -> float:
+def _yardstick_seconds(run: Run, most: float = FULL_SECONDS) -> float:
     """What yardsticks may take on a slow core after a run: 5 % of its minutes, or of what its operations may take.
 
     Reckoned from its settings and steps, not from the clock, so that its repetition measures on the same samples.
@@ -147,4 +163,4 @@ def _yardstick_seconds(run: Run) -> float:
     minutes = run.resolved.get("max_minutes")
     tokens = run.metrics["tokens_seen"]
     seconds = 60 * minutes if minutes else tokens * flops_per_token(run.model.config) / _FLOPS_PER_SECOND
-    return float(min(FULL_SECONDS, 0.05 * seconds))
+    return float(min(most, 0.05 * seconds))

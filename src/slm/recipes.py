@@ -38,6 +38,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "hidden_dim": 1024,
         "tie_embeddings": True,
         "dropout": 0.1,
+        "weight_decay": 0.1,
         "batch_size": 64,
     },
     "classification": {  # a few thousand texts in a minute on two CPU cores: benchmarks/spam.py
@@ -49,6 +50,3 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 3e-3,
     },
 }
-
-# What starts from a trained model brings along: small steps, so that little is forgotten.
-TUNING_PRESET: dict[str, Any] = {"learning_rate": 3e-4, "epochs": 3}

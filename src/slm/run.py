@@ -36,15 +36,17 @@ from slm.training.history import History, Record, read_records
 from slm.training.loop import train_and_evaluate
 from slm.training.packing import new_model, pack_model, task_of, versions, weights_of
 from slm.training.plan import settle
+from slm.training.resume import Previous
 from slm.training.saving import RunFolder
 from slm.training.starting import (
     Saved,
     brought_by,
     class_weights_of,
     grown,
+    read_base,
     read_model,
-    read_whole_model,
     set_trainable,
+    tuning_of,
 )
 from slm.writing import stream
 
@@ -202,15 +204,10 @@ def train_run(
     options, display = settings.options, Display(quiet=settings.options.quiet)
     minutes = minutes_of(settings)
     deadline = Deadline(60 * minutes) if minutes else None
-    base = None
-    if settings.task.init_from:
-        with display.working() as on_progress:
-            on_progress(f"reading {settings.task.init_from}", 0, None)
-            base = read_whole_model(settings.task.init_from)
-        settings = settings.based_on(brought_by(base, {} if options.repeat else settings.asked()))
     if options.model_dir is None or options.plan_only:
         if options.resume == "must" and options.model_dir is None:
             raise UserError("resume = 'must': there is no model_dir to go on from. Name it, or leave out resume.")
+        settings, base = _with_base(settings, None, display)
         return _train(settings, given, val_given, base, None, display, deadline, on_log, should_stop)
     with display.working() as on_progress:
         if files.is_remote(options.model_dir):
@@ -224,6 +221,7 @@ def train_run(
         )
     at_once = False
     try:
+        settings, base = _with_base(settings, folder.previous, display)
         if deadline and folder.previous:
             settings = settings.planned(planned_of(folder.previous.resolved))
         folder.check_early(_known_early(settings) | _absolute(settings))
@@ -234,6 +232,18 @@ def train_run(
         raise
     finally:
         folder.close(at_once=at_once)
+
+
+def _with_base(settings: Settings, previous: Previous | None, display: Display) -> tuple[Settings, Saved | None]:
+    """The settings with what the model to start from brings along, and that model, where there is one."""
+    path = settings.task.init_from
+    if path is None:
+        return settings, None
+    with display.working() as on_progress:
+        on_progress(f"reading {path}", 0, None)
+        base = read_base(path, previous)
+    asked = {} if settings.options.repeat else settings.asked()
+    return settings.based_on(brought_by(base, asked), tuning_of(base, settings.task, asked)), base
 
 
 def _train(

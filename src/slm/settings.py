@@ -14,7 +14,6 @@ from typing import Any
 
 from slm.config import CONFIGS, FIELDS, PRESETS, RECIPES, DataConfig, ModelConfig, RunOptions, TaskConfig, TrainConfig
 from slm.fields import Checked, UserError
-from slm.recipes import TUNING_PRESET
 from slm.storage import files
 
 # Begins every config.toml that a run writes; a folder whose config.toml begins so belongs to a run.
@@ -47,14 +46,14 @@ class Settings:
 
     def planned(self, plan: Mapping[str, Any]) -> Settings:
         """These settings with a plan as a layer: what somebody asked for, and a trained model, win over it."""
-        return self._with_layer(PLAN, {**self.layers.get(PLAN, {}), **plan})
+        return self._with_layers({PLAN: {**self.layers.get(PLAN, {}), **plan}})
 
-    def based_on(self, model: Mapping[str, Any]) -> Settings:
-        """These settings with what a trained model that they start from brings along."""
-        return self._with_layer(BASE, model)
+    def based_on(self, model: Mapping[str, Any], tuning: Mapping[str, Any]) -> Settings:
+        """These settings with what a trained model that they start from brings along, and how it is best trained on."""
+        return self._with_layers({BASE: model, TUNING: tuning})
 
-    def _with_layer(self, name: str, keys: Mapping[str, Any]) -> Settings:
-        layers = {**self.layers, name: keys}
+    def _with_layers(self, others: Mapping[str, Mapping[str, Any]]) -> Settings:
+        layers = {**self.layers, **others}
         below = {layer: layers[layer] for layer in _NOT_ASKED if layer in layers}
         return merge({**below, **{layer: keys for layer, keys in layers.items() if layer not in _NOT_ASKED}})
 
@@ -161,11 +160,10 @@ def layered(keys: Mapping[str, Any], layer: str, defaults: Mapping[str, Any] | N
     asked = {config: read_config(config)} if config is not None else {}
     layers = {DEFAULT: defaults or {}, **asked, layer: keys}
     preset = _preset(_topmost(layers, "data"), _topmost(layers, "task"))
-    tuning = TUNING_PRESET if _topmost(layers, "init_from") else {}
     recipe = _topmost(layers, "recipe") or ("modern" if _topmost(layers, "max_minutes") else None)
     named = {"recipe": recipe, **RECIPES[recipe]} if isinstance(recipe, str) and recipe in RECIPES else {}
     provisional = {**_provisional(layers), "schedule": "wsd"} if _topmost(layers, "max_minutes") else {}
-    below = {DEFAULT: layers.pop(DEFAULT), RECIPE: named, **preset, TUNING: tuning, PLAN: provisional}
+    below = {DEFAULT: layers.pop(DEFAULT), RECIPE: named, **preset, PLAN: provisional}
     return merge({**below, **layers})
 
 

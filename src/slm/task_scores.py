@@ -23,7 +23,6 @@ from slm.training.device import choose_device
 if TYPE_CHECKING:
     from slm.run import Run
 
-MOST_WRITTEN = 1000  # sources that are answered after a training: a thousand tell BLEU to about a point
 _SHOWN = 8  # examples that are kept to be looked at
 
 
@@ -82,12 +81,16 @@ def score_task(
     *,
     most: int | None = None,
     task: TaskConfig | None = None,
+    seconds: float | None = None,
 ) -> TaskEvaluation:
-    """The scores of a run on examples, or on so many of them, spread evenly; yardsticks learn from `train`, if any."""
+    """The scores of a run on examples, or on so many of them, spread evenly; yardsticks learn from `train`, if any.
+
+    task: how to search for targets, if not as the run does. seconds: of `label_yardsticks`.
+    """
     assert run.task is not None
     part = _part(examples, most)
     if run.task.name == CLASSIFICATION:
-        return _score_labels(run, part, train)
+        return _score_labels(run, part, train, seconds)
     search = {"num_beams": task.num_beams, "length_penalty": task.length_penalty} if task else {}
     written = complete(run, part.inputs, **search)  # type: ignore[arg-type]
     scores = score_texts(written, part.outputs)
@@ -102,7 +105,7 @@ def score_task(
     return TaskEvaluation(run.task.name, name, len(written), scores, beside, _shown(part, written), missing)
 
 
-def _score_labels(run: Run, examples: Examples, train: Examples | None) -> TaskEvaluation:
+def _score_labels(run: Run, examples: Examples, train: Examples | None, seconds: float | None) -> TaskEvaluation:
     assert run.task is not None
     labels = run.task.labels
     number_of = {label: number for number, label in enumerate(labels)}
@@ -114,7 +117,7 @@ def _score_labels(run: Run, examples: Examples, train: Examples | None) -> TaskE
     beside, missing = [], ""
     if train:
         trained = [number_of[label] for label in train.outputs]
-        found, missing = label_yardsticks(train.inputs, trained, examples.inputs, true, labels, seconds=None)
+        found, missing = label_yardsticks(train.inputs, trained, examples.inputs, true, labels, seconds=seconds)
         beside = [Beside(one.name, metrics_of(one.scores), one.told) for one in found]
     scores = score_labels(true, predicted, labels)
     shown = _shown(examples, answered)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,6 +120,11 @@ def dropout_for(passes: float, crowding: float) -> float:
     return int(min(4.0, max(0.0, passes / 4 - 1)) * min(1.0, crowding / 6)) / 20
 
 
+def dropout_of_pairs(passes: float) -> float:
+    """Dropout for pairs of sources and targets that are read so many times."""
+    return 0.1 if passes < 8 else 0.2
+
+
 def regularization_for(passes: float, crowding: float, steps_of_pass: float, learning_rate: float) -> dict[str, Any]:
     """The settings that suit a text that is read so many times, with so many parameters for each of its tokens."""
     return {
@@ -139,11 +144,13 @@ def make_plan(
     seconds: float,
     device: torch.device,
     context: int | None = None,
+    yours: Container[str] | None = None,
 ) -> Plan:
     """The plan for so many seconds of training on a text of so many tokens; what is asked for is kept.
 
     model, train: the settings so far, with the vocabulary that the tokenizer really has. context: positions of a
-    typical window, where the text comes in examples that are no windows.
+    typical window, where the text comes in examples that are no windows. yours: what of asked is told as such, None for
+    all of it.
     """
     clock = time.monotonic()
     if context:
@@ -168,7 +175,9 @@ def make_plan(
         weighed.append((loss, batch_size, tokens, candidate))
     enough = _AS_GOOD * min(weighed, key=lambda one: one[0])[0]
     _, batch_size, tokens, chosen = next(one for one in weighed if one[0] <= enough)  # the smallest that is as good
-    return _plan(chosen, batch_size, train, asked, tokens, text_tokens, val_tokens, machine, memory)
+    yours = asked if yours is None else yours
+    pairs = {} if context is None else {"dropout": dropout_of_pairs(tokens / text_tokens)}
+    return _plan(chosen, batch_size, train, asked, yours, pairs, tokens, text_tokens, val_tokens, machine, memory)
 
 
 def context_for(seconds: float) -> int:
@@ -260,6 +269,8 @@ def _plan(
     batch_size: int,
     train: TrainConfig,
     asked: Mapping[str, Any],
+    yours: Container[str],
+    others: Mapping[str, Any],
     tokens: float,
     text_tokens: int,
     val_tokens: int,
@@ -285,12 +296,13 @@ def _plan(
         "val_tokens": max(20_000, min(val_tokens, int(0.05 * tokens))),
         "threads": machine.threads,
         "precision": machine.precision,
+        **others,
     }
-    return Plan(settings, _reasons({**settings, **asked}, asked, tokens, passes, crowding, machine))
+    return Plan(settings, _reasons({**settings, **asked}, yours, tokens, passes, crowding, machine))
 
 
 def _reasons(
-    made: Mapping[str, Any], asked: Mapping[str, Any], tokens: float, passes: float, crowding: float, machine: Machine
+    made: Mapping[str, Any], asked: Container[str], tokens: float, passes: float, crowding: float, machine: Machine
 ) -> str:
     """Why the settings are what they are, line by line; what was asked for is told as such."""
 
@@ -298,7 +310,7 @@ def _reasons(
         return f"{made[name]:{format}}{' (yours)' * (name in asked)}"
 
     sizes = f"{many(made['num_layers'], 'layer')}{' (yours)' * ('num_layers' in asked)} of {told('embed_dim')}"
-    if not {"num_layers", "embed_dim"} <= set(asked):
+    if not ("num_layers" in asked and "embed_dim" in asked):
         sizes += ": smaller learns less from each token, larger sees fewer"
     windows = f"{many(made['batch_size'], 'window')}{' (yours)' * ('batch_size' in asked)}"
     seen = f"{tokens / 1e6:,.1f} million" if tokens >= 1e5 else f"{tokens:,.0f}"

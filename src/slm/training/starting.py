@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,17 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slm.config import ModelConfig, UserError
+from slm.config import ModelConfig, TaskConfig, TrainConfig, UserError
 from slm.data.tasks import Task
 from slm.data.tokenizer import Tokenizer
 from slm.model.classifier import Classifier
 from slm.model.lora import add_lora, is_lora, merge_lora
 from slm.model.transformer import LanguageModel
 from slm.storage import checkpoint, files
+from slm.task_config import LANGUAGE_MODEL
 from slm.training.packing import new_model, task_of, unpack_model
-from slm.training.resume import MODEL
+from slm.training.resume import MODEL, Previous
 
 MAY_DIFFER = ("dropout", "max_seq_len")  # of a model from the one that it starts from
+_TUNED, _TUNED_EPOCHS = 0.3, 3  # of the base's peak learning rate; passes over the new text
 _ROWS = ("embedding.weight", "lm_head.weight")  # with one row for each token
 
 
@@ -37,6 +40,7 @@ class Saved:
     asked: dict[str, Any]
     resolved: dict[str, Any]
     made_with: dict[str, Any]
+    stands_for: dict[str, Any] | None = None  # the name and checksum of the model in whose place it is
 
     @property
     def task(self) -> Task | None:
@@ -45,7 +49,7 @@ class Saved:
 
     def named(self) -> dict[str, Any]:
         """The name and the checksum by which a run remembers what it started from."""
-        return {"path": self.path, "checksum": checksum(self.model.state_dict())}
+        return self.stands_for or {"path": self.path, "checksum": checksum(self.model.state_dict())}
 
 
 def read_model(path: str, base: str | None = None) -> Saved:
@@ -107,6 +111,23 @@ def read_whole_model(path: str) -> Saved:
     return found
 
 
+def read_base(path: str, previous: Previous | None = None) -> Saved:
+    """The model to start from, as a whole. Raises UserError and OSError.
+
+    Where it is gone, and a previous run that started from it is to be gone on with, a model of that run stands for it:
+    its checkpoint has all weights, but for a run that trained matrices beside the model alone.
+    """
+    try:
+        return read_whole_model(path)
+    except FileNotFoundError:
+        if previous is None or previous.checkpoint is None or previous.resolved.get("trainable") == "lora":
+            raise
+        if previous.asked.get("init_from") != path:
+            raise
+        found = read_model(os.path.join(previous.checkpoint, MODEL))
+        return dataclasses.replace(found, path=path, stands_for=previous.made_with.get("base"))
+
+
 def checksum(weights: Mapping[str, Tensor]) -> str:
     """A SHA-256 over the names and numbers of weights."""
     digest = hashlib.sha256()
@@ -149,6 +170,21 @@ def brought_by(base: Saved, asked: Mapping[str, Any]) -> dict[str, Any]:
             )
     tokenizer = {"tokenizer": base.resolved["tokenizer"]} if "tokenizer" in base.resolved else {}
     return {**dataclasses.asdict(base.model.config), **tokenizer}
+
+
+def tuning_of(base: Saved, task: TaskConfig, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The fine-tuning preset: how a model that goes on with text is best trained on.
+
+    With its own optimizer, and with small steps, so that little is forgotten. What learns a task from it takes the
+    settings of the task.
+    """
+    if task.task != LANGUAGE_MODEL or "optimizer" in asked:
+        return {}
+    if base.stands_for:  # what the preset was when the run began
+        return {name: base.resolved[name] for name in ("optimizer", "learning_rate", "epochs")}
+    rate = float(base.resolved.get("learning_rate", TrainConfig().learning_rate))
+    optimizer = base.resolved.get("optimizer", TrainConfig().optimizer)
+    return {"optimizer": optimizer, "learning_rate": _TUNED * rate, "epochs": _TUNED_EPOCHS}
 
 
 def class_weights_of(labels: Sequence[str], known: Sequence[str]) -> Tensor:
