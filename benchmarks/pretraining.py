@@ -83,12 +83,12 @@ def _captions(data_dir: Path, part: str) -> list[tuple[str, str]]:
 
 def _compare(kind: str, data_dir: str, seed: int, **settings: Any) -> dict[str, float]:
     import slm
-    from slm.config import PRESETS
     from slm.metrics.translations import score_texts
+    from slm.recipes import TASK_PRESETS
 
     train, test, raw = _examples(kind, Path(data_dir), seed)
     task = "classification" if kind == "labels" else "pairs"
-    sizes = {name: value for name, value in PRESETS[task].items() if name in SIZES}
+    sizes = {name: value for name, value in TASK_PRESETS[task].items() if name in SIZES}
     found: dict[str, float] = {}
 
     def learned(way: str, data: Any, **more: Any) -> tuple[slm.Run, float]:

@@ -97,7 +97,7 @@ NUMERIC: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "lora_rank": AT_LEAST_1,
     "token_dropout": SHARE,
     "num_beams": AT_LEAST_1,
-    "length_penalty": NOT_NEGATIVE,
+    "length_penalty": ((0.0, 10.0), (-1e-9, 10.5)),
 }
 # What else must be set, so that only the field in question can be refused.
 COMPANIONS: dict[str, dict[str, Any]] = {

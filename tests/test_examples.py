@@ -896,7 +896,7 @@ def test_outputs_that_nearly_all_differ_are_no_labels() -> None:
 
 
 def test_there_are_not_more_labels_than_a_head_should_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert example_split.MOST_LABELS == 10_000
+    assert example_split.MOST_LABELS == 1000
     monkeypatch.setattr(example_split, "MOST_LABELS", 30)
     for labels in (30, 31):
         examples = made([("t", str(index % labels)) for index in range(100)])

@@ -13,8 +13,10 @@ from conftest import SMALL, make_text
 from test_resume import stop_after
 
 import slm
-from slm.config import PRESETS, UserError
+from slm import reading
+from slm.config import RECIPES, UserError
 from slm.data.tasks import Task
+from slm.recipes import TASK_PRESETS
 from slm.training.starting import checksum, grown, read_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:only .* step", "ignore:the plan reads")
@@ -55,10 +57,16 @@ def test_tokenizer_and_sizes_come_along(home: Path, task: str) -> None:
     text = "the cat sees"
     assert run.tokenizer.encode(text) == base.tokenizer.encode(text)
     changed = {"vocab_size": run.tokenizer.vocab_size}
+    if task != "language_model":  # rotary positions look as far as the examples reach
+        changed["max_seq_len"] = 64
     assert run.model.config == slm.config.dataclasses.replace(base.model.config, **changed)
     assert run.made_with["base"]["checksum"] == checksum(base.model.state_dict())
     # Of the fine-tuning preset, or of the task's, below what anybody sets.
-    peak = 0.3 * base.resolved["learning_rate"] if task == "language_model" else PRESETS[task]["learning_rate"]
+    peak = (
+        0.3 * base.resolved["learning_rate"]
+        if task == "language_model"
+        else TASK_PRESETS[task].get("learning_rate", RECIPES["modern"]["learning_rate"])
+    )
     assert run.resolved["learning_rate"] == pytest.approx(peak)
     assert tuned(home, task, learning_rate=2e-3).resolved["learning_rate"] == 2e-3
 
@@ -191,7 +199,10 @@ def test_a_base_that_moved_is_named_and_another_one_is_refused(home: Path, tmp_p
         PAIRS, init_from=tmp_path / "base", trainable="lora", task="pairs", model_dir=tmp_path / "lora", **TUNED
     )
     (tmp_path / "base").rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"LoRA trained beside .*base.*is not there any more.*slm.load\(path, base"):
+    with pytest.raises(
+        UserError,
+        match=r"^\S*lora/model.pt holds what LoRA trained beside .*base.*is not there any more.*slm.load\(path, base",
+    ):
         slm.load(tmp_path / "lora")
     found = slm.load(tmp_path / "lora", base=tmp_path / "moved")
     tokens = torch.randint(0, run.model.config.vocab_size, (1, 5))
@@ -297,3 +308,72 @@ def test_a_model_file_tells_its_task(home: Path, tmp_path: Path) -> None:
     saved = read_model(str(tmp_path / "run"))
     assert saved.task == Task.from_dict(json.loads(json.dumps(saved.task.as_dict())))  # type: ignore[union-attr]
     assert saved.task is not None and saved.task.template[2] == "<|target|>"
+
+
+@pytest.mark.parametrize("trainable", ["all", "lora"])
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_run_does_not_start_from_the_model_that_it_would_replace(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trainable: str, overwrite: bool
+) -> None:
+    shutil.copytree(home / "base", tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="lies in model_dir: the model to start from stays as it is"):
+        tuned(home, init_from="base", model_dir=tmp_path / "base", overwrite=overwrite, trainable=trainable)
+    assert checksum(slm.load("base").model.state_dict()) == checksum(slm.load(home / "base").model.state_dict())
+
+
+def test_adapters_know_their_base_from_any_folder(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    tuned(home, init_from="base", trainable="lora", model_dir=tmp_path / "lora", should_stop=stop_after(3))
+    monkeypatch.chdir(tmp_path)
+    tuned(home, init_from=home / "base", trainable="lora", model_dir=tmp_path / "lora")
+    assert slm.load("lora").path
+
+
+def test_a_repetition_from_another_base_is_refused(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "base", tmp_path / "base")
+    slm.train(home / "text.txt", init_from=tmp_path / "base", model_dir=tmp_path / "run", **TUNED)
+    shutil.rmtree(tmp_path / "base")
+    slm.train(home / "text.txt", model_dir=tmp_path / "base", **{**ROPE, "seed": 7})
+    with pytest.raises(UserError, match="started from another model than"):
+        slm.train(repeat=tmp_path / "run", model_dir=None)
+
+
+def test_a_wrapped_model_of_ones_own_is_saved_as_a_whole(home: Path, tmp_path: Path) -> None:
+    base = slm.load(home / "base")
+    slm.add_lora(base.model, 2)
+    dataset = slm.TextDataset(torch.arange(200) % 20, 16)
+    config = slm.TrainConfig(max_steps=2, device="cpu", precision="fp32", threads=1)
+    slm.train_and_evaluate(base.model, dataset, dataset, config, model_dir=tmp_path / "run")
+    stored = slm.storage.load_file(str(tmp_path / "run" / "model.pt"))["model"]
+    assert set(stored) == set(base.model.state_dict())
+
+
+def test_a_model_without_a_tokenizer_reads_no_text(tmp_path: Path) -> None:
+    slm.train(model_dir=tmp_path / "dummy", **{**SMALL, "vocab_size": 50})
+    with pytest.raises(UserError, match="has no tokenizer"):
+        slm.train([make_text(300)], init_from=tmp_path / "dummy", **TUNED)
+
+
+def test_fine_tuning_needs_a_text(home: Path) -> None:
+    with pytest.raises(UserError, match="goes on learning from a text: name it with data"):
+        slm.train(init_from=home / "base", **TUNED)
+
+
+def test_a_tuned_model_is_tuned_again_at_the_same_rate(home: Path, tmp_path: Path) -> None:
+    first = tuned(home, model_dir=tmp_path / "first")
+    second = tuned(home, init_from=tmp_path / "first")
+    assert second.resolved["learning_rate"] == pytest.approx(first.resolved["learning_rate"])
+
+
+def test_a_model_with_new_tokens_still_reads_the_text_of_the_old_one(home: Path, tmp_path: Path) -> None:
+    tuned(home, "pairs", model_dir=tmp_path / "pairs")
+    run = slm.train(PAIRS, init_from=tmp_path / "pairs", also_evaluate=home / "base", **{**TUNED, "task": "pairs"})
+    assert run.history is not None and "also_val_loss" in run.history.evaluations[-1]
+
+
+def test_of_a_long_other_text_a_part_tells_enough(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "ALSO_TOKENS", 64)
+    run = tuned(home, also_evaluate=home / "text.txt")
+    assert run.data is not None and run.data.also is not None
+    assert sum(int((targets != -100).sum()) for _, targets in run.data.also.dataset) <= 64 + 16

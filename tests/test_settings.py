@@ -12,6 +12,7 @@ from hypothesis import settings as law
 from hypothesis import strategies as st
 
 from slm.config import CONFIGS, FIELDS, PRESETS, RECIPES, RunOptions, UserError, kind_of
+from slm.recipes import TASK_PRESETS
 from slm.settings import (
     MARKER,
     Settings,
@@ -283,7 +284,10 @@ def preset(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_preset_belongs_to_a_built_in_corpus_and_sets_what_there_is() -> None:
     tasks = {"pairs", "classification"}
-    assert set(PRESETS) <= {"dummy", "python", "stories", *tasks, *(f"stories {task}" for task in tasks)}
+    assert set(PRESETS) <= {"dummy", "python", "stories"}
+    assert tasks <= set(TASK_PRESETS) <= tasks | {f"stories {task}" for task in tasks}
+    for preset in TASK_PRESETS.values():
+        merge({"preset": preset})
     for preset in PRESETS.values():
         assert not set(preset) & {"data", *OPTIONS}
         merge({"preset": preset})

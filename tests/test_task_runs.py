@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -13,14 +14,18 @@ import torch
 from conftest import SMALL
 
 import slm
+from slm import ending
 from slm.cli import evaluate as evaluate_command
 from slm.cli import generate as generate_command
 from slm.cli.train import main
-from slm.config import PRESETS, UserError
+from slm.config import FIELDS, UserError
 from slm.data.examples import split_examples
 from slm.data.stories import translate
 from slm.data.story_tasks import story_examples
 from slm.model.beam import beam_search
+from slm.recipes import TASK_PRESETS
+from slm.settings import layered
+from slm.task_config import TASKS
 from slm.training import budget
 
 pytestmark = pytest.mark.filterwarnings("ignore:only .* step", "ignore:the plan reads")
@@ -361,7 +366,7 @@ def test_a_balanced_run_weighs_its_labels() -> None:
 
 
 @pytest.mark.parametrize(("task", "asked", "planned"), [
-    ("pairs", {}, 0.33), ("pairs", {"dropout": 0.3}, 0.3), ("classification", {}, PRESETS["classification"]["dropout"])
+    ("pairs", {}, 0.33), ("pairs", {"dropout": 0.3}, 0.3), ("classification", {}, 0.0)
 ])  # fmt: skip
 def test_the_plan_of_pairs_alone_weighs_dropout_by_passes(
     monkeypatch: pytest.MonkeyPatch, task: str, asked: dict[str, float], planned: float
@@ -384,5 +389,101 @@ def test_the_minutes_of_a_task_plan_a_model_for_it() -> None:
     assert run.data is not None
     longest = max(run.data.train_dataset.window, run.data.val_dataset.window)
     assert longest <= run.resolved["max_seq_len"] < longest + 64
-    assert {name: run.resolved[name] for name in PRESETS["pairs"]} == PRESETS["pairs"]
+    preset = {**TASK_PRESETS["pairs"], **TASK_PRESETS["stories pairs"]}
+    del preset["epochs"], preset["dropout"]
+    assert {name: run.resolved[name] for name in preset} == preset
     assert run.resolved["batch_size"] == 64 and run.resolved["schedule"] == "wsd"
+
+
+OTHER_VALUES = {
+    "source_field": "a", "target_field": "b", "num_beams": 2, "length_penalty": 0.5, "label_field": "kind",
+    "class_weights": "balanced", "token_dropout": 0.5, "target_file": "x.txt",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_VALUES)
+def test_a_setting_of_another_task_is_refused(name: str) -> None:
+    group = FIELDS[name].metadata["group"]
+    assert {one for one, field in FIELDS.items() if field.metadata["group"] in TASKS} == set(OTHER_VALUES)
+    with pytest.raises(UserError, match=rf"{name} = .* is for task = '{group}', and .*'language_model'"):
+        slm.train(["some text"], **{name: OTHER_VALUES[name]})
+
+
+@pytest.mark.parametrize("task", ["pairs", "classification"])
+def test_a_run_with_minutes_goes_on_after_a_stop(tmp_path: Path, task: str) -> None:
+    settings = {"task": task, "max_minutes": 0.5, "device": "cpu", "precision": "fp32", "threads": 1, "quiet": True}
+    sizes = {"embed_dim": 32, "num_heads": 2, "num_layers": 1, "vocab_size": 300}
+    calls = iter(range(10**6))
+    data = "stories:30KB"
+    slm.train(data, model_dir=tmp_path / "run", should_stop=lambda: next(calls) >= 5, **settings, **sizes)
+    calls = iter(range(10**6))
+    run = slm.train(data, model_dir=tmp_path / "run", should_stop=lambda: next(calls) >= 5, **settings, **sizes)
+    assert run.history is not None and run.history.resumed_from == 5 and run.step >= 10
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "bpe"])
+@pytest.mark.parametrize("task", ["pairs", "classification"])
+def test_a_run_of_a_task_is_repeated_to_the_last_bit(home: Path, tmp_path: Path, task: str, tokenizer: str) -> None:
+    name, flags = ("pairs.jsonl", {}) if task == "pairs" else ("labels.tsv", {"text_field": "1", "label_field": "0"})
+    settings = {**SIZES, **flags, "task": task, "tokenizer": tokenizer, "max_steps": 4, "vocab_size": 300}
+    first = slm.train(home / name, model_dir=tmp_path / "first", **settings)
+    again = slm.train(repeat=tmp_path / "first", model_dir=None)
+    for key, tensor in first.model.state_dict().items():
+        assert torch.equal(tensor, again.model.state_dict()[key])
+
+
+def test_sources_without_room_for_a_target_are_left_out_of_the_scores() -> None:
+    long = [(f"{a} " * 50, "x") for a in WORDS]
+    val = [*PAIRS[:5], *long]
+    run = slm.train(PAIRS, val_data=val, **{**SIZES, "task": "pairs", "max_steps": 2, "max_seq_len": 40})
+    found = slm.evaluate(run, val, with_yardsticks=False)
+    assert found.num_examples == 5  # type: ignore[union-attr]
+    assert "6 sources left out, too long for a model that looks at 40 tokens" in found.missing  # type: ignore[union-attr]
+    with pytest.raises(UserError, match=r"source 0 has \d+ tokens, and this model looks at 40"):
+        run.complete(long[0][0])
+
+
+def test_more_labels_than_tokens_are_fine() -> None:
+    data = [(f"{a}{b}{c}", f"label {a}{b}") for a in "abcdefgh" for b in "abcdefgh" for c in "abc"]
+    run = slm.train(data, **{**SIZES, "task": "classification", "max_steps": 2})
+    assert run.task is not None and len(run.task.labels) == 64 > run.model.config.vocab_size
+
+
+def test_an_error_in_the_scores_does_not_cost_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **others: Any) -> Any:
+        raise RuntimeError("the memory is full")
+
+    monkeypatch.setattr(ending, "score_task", fail)
+    with pytest.warns(UserWarning, match="no scores: the memory is full"):
+        run_of("pairs", max_steps=2, model_dir=tmp_path / "run")
+    assert slm.load(tmp_path / "run").complete("one cat") is not None
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_folder_named_as_a_task_has_no_preset() -> None:
+    for name in TASKS:
+        assert layered({"data": name}, "flag").model == layered({"data": "texts"}, "flag").model
+
+
+def test_the_classic_recipe_is_taken_where_it_is_asked_for() -> None:
+    settings = layered({"task": "pairs", "recipe": "classic", "data": "x"}, "flag")
+    assert (settings.model.positions, settings.train.optimizer) == ("learned", "adamw")
+    assert layered({"task": "pairs", "data": "x"}, "flag").train.optimizer == "muon"
+
+
+def test_several_answers_are_drawn_or_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model_dir", str(home / "pairs"), "--prompt", "one cat", "--num_samples", "2"]
+    assert generate_command.main(flags) == 2
+    assert "there is one best answer" in capsys.readouterr().err
+    out = answers(capsys, [*flags, "--temperature", "0.5", "--max_new_tokens", "8"])
+    assert out.count("---") == 2 and "one cat" not in out
+
+
+def test_a_line_that_is_too_long_does_not_end_the_others(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("one cat\n" + "one " * 400 + "\none dog\n"))
+    assert generate_command.main(["--model_dir", str(home / "pairs")]) == 2
+    told = capsys.readouterr()
+    assert len(told.out.splitlines()) == 2
+    assert "source 0 has" in told.err

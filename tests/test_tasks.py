@@ -78,7 +78,7 @@ def test_pairs_longer_than_a_window_are_left_out_and_counted() -> None:
     dataset, too_long = encoder.pairs(["abc", "abc", "abcdef"], ["abc", "abcd", "a"])
     assert (len(dataset), too_long) == (1, 2)  # end + abc + target + abc are 8 places
     assert dataset.window == 8
-    with pytest.raises(UserError, match="no example"):
+    with pytest.raises(UserError, match="all 1 pairs are longer than max_seq_len = 8"):
         encoder.pairs(["abcdefgh"], ["abc"])
 
 
@@ -277,9 +277,10 @@ def test_class_weights_scale_each_target_and_parts_of_a_batch_add_up() -> None:
 
 
 def test_balanced_weights_give_each_label_the_same_sum_and_one_on_average() -> None:
-    labels = ["a"] * 6 + ["b"] * 3 + ["c"]
-    weights = class_weights_of(labels, ("a", "b", "c"))
+    targets = torch.tensor([[0] * 6 + [1] * 3 + [2], [IGNORE_INDEX] * 10])
+    weights = class_weights_of(targets, 3)
     torch.testing.assert_close(weights * torch.tensor([6.0, 3.0, 1.0]), torch.full((3,), 10 / 3))
+    assert class_weights_of(torch.tensor([0, 0]), 2)[0] == 0.5  # a label without any stays harmless
 
 
 def test_training_takes_the_weights_of_a_classifier() -> None:

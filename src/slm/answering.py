@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -47,6 +47,8 @@ def encoder_of(run: Run, name: str) -> Encoder:
 
 def texts_of(texts: str | Sequence[str], what: str) -> list[str]:
     """One or several texts as a list. Raises UserError for anything else."""
+    if not isinstance(texts, str | Iterable):
+        raise UserError(f"{what} = {texts!r:.60}, a {type(texts).__name__}: must be a str, or a list of them.")
     found = [texts] if isinstance(texts, str) else list(texts)
     wrong = next((text for text in found if not isinstance(text, str)), None)
     if wrong is not None:
@@ -100,14 +102,20 @@ def complete(
     *,
     num_beams: int | None = None,
     length_penalty: float | None = None,
-    max_new_tokens: int = 200,
+    max_new_tokens: int | None = None,
 ) -> list[str]:
     """What the model writes as the target of each source, by beam search in the template that it was trained with.
 
-    num_beams, length_penalty: None takes those of the run. Raises UserError for another model, and for a source that
-    leaves no room for a target.
+    num_beams, length_penalty: None takes those of the run. max_new_tokens: None writes on while the model can look at
+    all of it. Raises UserError for another model, and for a source that leaves no room for a target.
     """
     encoder, found = encoder_of(run, PAIRS), texts_of(sources, "sources")
+    prompts = encoder.prompts(found)
+    if long := [number for number, prompt in enumerate(prompts) if len(prompt) >= encoder.max_seq_len]:
+        raise UserError(
+            f"source {long[0]} has {len(prompts[long[0]]):,} tokens, and this model looks at {encoder.max_seq_len:,}, "
+            f"those of the target among them: {found[long[0]]!r:.60}. Shorten it."
+        )
     settings = TaskConfig(
         num_beams=run.resolved.get("num_beams", TaskConfig().num_beams) if num_beams is None else num_beams,
         length_penalty=run.resolved.get("length_penalty", 1.0) if length_penalty is None else length_penalty,
@@ -117,11 +125,11 @@ def complete(
     try:
         made = beam_search(
             run.model,
-            encoder.prompts(found),
+            prompts,
             end_id=encoder.end_id,
             num_beams=settings.num_beams,
             length_penalty=settings.length_penalty,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=encoder.max_seq_len if max_new_tokens is None else max_new_tokens,
         )
     finally:
         run.model.train(was_training)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +13,9 @@ from slm.config import ModelConfig, UserError
 from slm.data.example_dataset import ExampleDataset
 from slm.data.prepared import PreparedData
 from slm.data.splits import bytes_of_text
+from slm.data.whole import WholeText
 from slm.display import Display
-from slm.reading import read_also, read_data
+from slm.reading import read_also, read_data, window_is_open
 from slm.settings import TASK, Settings
 from slm.task_config import LANGUAGE_MODEL, PAIRS
 from slm.training.budget import PLANNED, make_plan, vocabulary_for
@@ -21,7 +23,7 @@ from slm.training.deadline import Deadline
 from slm.training.device import seeded
 from slm.training.plan import check_minutes
 from slm.training.resume import Previous
-from slm.training.starting import Saved, check_task, config_from
+from slm.training.starting import Saved, config_from
 
 SHORTEST_MINUTES = 0.5
 _LEAST_LEFT = 0.1  # of the time, after reading
@@ -45,7 +47,7 @@ def read_and_plan(
     to_plan = deadline is not None and previous is None
     if deadline and to_plan:
         settings = settings.planned(plan_text(settings, given, deadline.seconds, device))
-    data = _read_data(settings, given, val_given, display, deadline if to_plan else None, base, device)
+    data = _read_data(settings, given, val_given, display, base)
     model, why = _fit_model(settings, data, base), ""
     if deadline and to_plan:
         with display.working() as on_progress:
@@ -54,11 +56,22 @@ def read_and_plan(
         data = data.in_windows_of(settings.model.max_seq_len, settings.data.val_tokens)
         model = _fit_model(settings, data, base)
     if base and settings.task.also_evaluate:
-        with display.working() as on_progress:
-            also = read_also(settings.task.also_evaluate, base, model.max_seq_len, on_progress)
-        data = dataclasses.replace(data, also=also)
+        data = dataclasses.replace(data, also=_read_also(settings, base, model.max_seq_len, display))
     settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, **data.prepared_with))
     return settings, model, data, why
+
+
+def _read_also(settings: Settings, base: Saved, max_seq_len: int, display: Display) -> WholeText | None:
+    """The other text to evaluate on; None, with a warning, where a run goes on without the model that it began with."""
+    names = settings.task.also_evaluate or ()
+    try:
+        with display.working() as on_progress:
+            return read_also(names, base, max_seq_len, settings.data.val_tokens, on_progress)
+    except (UserError, OSError) as error:
+        if not base.stands_for:
+            raise
+        warnings.warn(f"from here on the other text is not evaluated: {error}", stacklevel=4)
+        return None
 
 
 def minutes_of(settings: Settings) -> float | None:
@@ -130,18 +143,12 @@ def planned_of(resolved: Mapping[str, Any]) -> dict[str, Any]:
     return {name: resolved[name] for name in PLANNED if name in resolved}
 
 
-def _read_data(
-    settings: Settings,
-    given: Any,
-    val_given: Any,
-    display: Display,
-    deadline: Deadline | None,
-    base: Saved | None,
-    device: torch.device,
-) -> PreparedData:
-    def vocabulary(num_bytes: int) -> int:
-        return vocabulary_for(num_bytes, deadline.seconds, device) if deadline else settings.model.vocab_size
-
+def _read_data(settings: Settings, given: Any, val_given: Any, display: Display, base: Saved | None) -> PreparedData:
+    if base and not base.tokenizer and (settings.task.task != LANGUAGE_MODEL or bytes_of_text(settings.data, given)):
+        raise UserError(
+            f"{base.path} has no tokenizer, for it was trained on dummy tokens or on token ids: it cannot read text. "
+            "Give token ids as data."
+        )
     labels = base.task.labels if base and base.task and base.task.name == settings.task.task else ()
     with display.working() as on_progress:
         return read_data(
@@ -150,7 +157,6 @@ def _read_data(
             val_given,
             tokenizer=base.tokenizer if base else None,
             labels=labels or None,
-            vocabulary=vocabulary,
             on_progress=on_progress,
         )
 
@@ -162,12 +168,11 @@ def _fit_model(settings: Settings, data: PreparedData, base: Saved | None) -> Mo
             f"vocab_size = {settings.model.vocab_size}, but the tokenizer {settings.data.tokenizer!r} has "
             f"{data.vocab_size} tokens. Leave vocab_size out, or take --tokenizer bpe, which keeps to it."
         )
-    fixed, length = settings.fixed(), settings.model.max_seq_len
-    if data.max_seq_len and "max_seq_len" not in fixed:
-        length = data.max_seq_len
+    length = settings.model.max_seq_len
+    if data.max_seq_len and window_is_open(settings):  # what the base can look at, it goes on to
+        length = max(data.max_seq_len, base.model.config.max_seq_len if base else 0)
     model = dataclasses.replace(settings.model, vocab_size=data.vocab_size, max_seq_len=length)
     if base:
-        check_task(base, settings.task.task, len(data.task.labels) if data.task else 0)
         return config_from(base, model, settings.asked())
     if not settings.data.mask_documents:
         return model

@@ -115,8 +115,8 @@ def _show_scores(
             found = score_task(
                 run, data.val_examples, data.train_examples, most=_num_scored(run, data), seconds=seconds
             )
-    except (UserError, OSError, MemoryError, KeyboardInterrupt) as error:  # the model is there, and is not to be lost
-        display.print(f"no scores: {error or type(error).__name__}")
+    except (Exception, KeyboardInterrupt) as error:  # whatever it is: the model is there, and is not to be lost
+        warnings.warn(f"no scores: {str(error) or type(error).__name__}", stacklevel=2)
         return
     tell({"step": run.step, "task_scores": found.as_record()})
     for line in found.lines():
@@ -146,7 +146,7 @@ def _show_yardsticks(run: Run, display: Display, data: PreparedData, tell: Calla
             source_bits_per_byte=data.source_bits_per_byte,
         )
     except (UserError, OSError, MemoryError, KeyboardInterrupt) as error:  # the model is there, and is not to be lost
-        display.print(f"no yardsticks: {error or type(error).__name__}")
+        display.print(f"no yardsticks: {str(error) or type(error).__name__}")
         return
     tell({"step": run.step, "yardsticks": [dataclasses.asdict(one) for one in found]})
     metrics = run.metrics

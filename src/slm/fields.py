@@ -26,6 +26,7 @@ RULES: dict[str, Callable[[Any], bool]] = {
     "at least 2": lambda value: value >= 2,
     "above 0": lambda value: value > 0,
     "above 0 and at most 1": lambda value: 0 < value <= 1,
+    "0 to 10": lambda value: 0 <= value <= 10,
     "0 to 1": lambda value: 0 <= value <= 1,
     "0 or above": lambda value: value >= 0,
     "at least 0 and below 1": lambda value: 0 <= value < 1,

@@ -58,7 +58,7 @@ def header(
             "average no model can do better"
         )
     if preset := [name for name, layer in settings.origins.items() if layer in (PRESET, TASK, TUNING)]:
-        values = flat(settings.data, settings.model, settings.train)
+        values = flat(settings.data, settings.task, settings.model, settings.train)
         rows["preset"] = f"{', '.join(f'{name} {values[name]}' for name in preset)}; what you set wins"
     return rows
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from slm.config import DataConfig, UserError
+from slm.data.dataset import TextDataset
 from slm.data.prepared import PreparedData
 from slm.data.splits import load_data
 from slm.data.task_data import load_task_data
@@ -21,6 +22,7 @@ from slm.training.packing import task_of
 from slm.training.resume import CONFIG
 from slm.training.starting import Saved, read_model
 
+ALSO_TOKENS = 100_000  # of another text, evaluated on beside the own one: they tell its loss to about 1 %
 Progress = Callable[[str, int, int | None], None]
 
 
@@ -31,14 +33,10 @@ def read_data(
     *,
     tokenizer: Tokenizer | None = None,
     labels: tuple[str, ...] | None = None,
-    vocabulary: Callable[[int], int] | None = None,
     on_progress: Progress,
 ) -> PreparedData:
-    """The data of a run. tokenizer, labels: those of a model that is there already.
-
-    vocabulary: of a task's examples with so many bytes, where nobody set it.
-    """
-    fixed = settings.fixed()
+    """The data of a run. tokenizer, labels: those of a model that is there already."""
+    asked = {*settings.asked(), *({"vocab_size"} if settings.task.init_from else ())}
     if settings.task.task == LANGUAGE_MODEL:
         return load_data(
             settings.data,
@@ -48,11 +46,10 @@ def read_data(
             max_seq_len=settings.model.max_seq_len,
             seed=settings.train.seed,
             recheck=settings.options.recheck,
-            asked=fixed,
+            asked=asked,
             tokenizer=tokenizer,
             on_progress=on_progress,
         )
-    size = settings.model.vocab_size
     return load_task_data(
         settings.data,
         settings.task,
@@ -60,10 +57,17 @@ def read_data(
         val_given,
         tokenizer=tokenizer,
         labels=labels,
-        vocabulary=vocabulary if vocabulary and "vocab_size" not in fixed else lambda num_bytes: size,
-        max_seq_len=settings.model.max_seq_len if "max_seq_len" in fixed else None,
+        vocab_size=settings.model.vocab_size,
+        max_seq_len=None if window_is_open(settings) else settings.model.max_seq_len,
         on_progress=on_progress,
     )
+
+
+def window_is_open(settings: Settings) -> bool:
+    """Whether the examples of a task may choose how many positions the model looks at."""
+    if settings.task.task == LANGUAGE_MODEL or "max_seq_len" in settings.asked():
+        return False
+    return settings.task.init_from is None or settings.model.positions == "rope"
 
 
 def read_again(
@@ -92,22 +96,32 @@ def read_again(
     return found if found.fingerprint == then else f"{what} has changed since this run was trained on it"
 
 
-def read_also(names: tuple[str, ...], base: Saved, max_seq_len: int, on_progress: Progress) -> WholeText:
+def read_also(
+    names: tuple[str, ...], base: Saved, max_seq_len: int, val_tokens: int, on_progress: Progress
+) -> WholeText:
     """Another text to evaluate on, in the tokens of the model to start from; a run's folder is its validation text.
 
-    Raises UserError where that is not there any more, or of other tokens.
+    Of a longer one about so many tokens are read as tell enough, as at most val_tokens are. Raises UserError where it
+    is not there any more, or of other tokens.
     """
-    if len(names) == 1 and files.exists(files.join(names[0], CONFIG)):
+    found = _whole(names, base, max_seq_len, on_progress)
+    text, most = found.dataset, min(val_tokens, ALSO_TOKENS)
+    if text.num_targets <= most:
+        return found
+    part = TextDataset(text.tokens, max_seq_len, start_id=text.start_id, max_targets=most)
+    return dataclasses.replace(found, dataset=part)
+
+
+def _whole(names: tuple[str, ...], base: Saved, max_seq_len: int, on_progress: Progress) -> WholeText:
+    if len(names) == 1 and (names[0].endswith(".pt") or files.exists(files.join(names[0], CONFIG))):
         run = base if _is_same(names[0], base.path) else read_model(names[0])
         found = read_again(run.resolved, run.made_with, run.tokenizer, on_progress)
         if isinstance(found, str):
             raise UserError(f"also_evaluate = {names[0]}: {found}. Name a text.")
-        if run.tokenizer and base.tokenizer and run.tokenizer.to_json() != base.tokenizer.to_json():
+        if run.tokenizer and not (base.tokenizer and base.tokenizer.has_all_of(run.tokenizer)):
             raise UserError(f"also_evaluate = {names[0]}: that run has another tokenizer. Name a text.")
-        if found.task:
-            raise UserError(
-                f"also_evaluate = {names[0]}: that run has learned no text, but {found.task.name}. Name one."
-            )
+        if found.task or (found.tokenizer is None) != (base.tokenizer is None):
+            raise UserError(f"also_evaluate = {names[0]}: that run learned no text that this model reads. Name one.")
         _, text = found.in_windows_of(max_seq_len, found.val_dataset.num_targets).texts
         return WholeText(text, f"the validation part of {found.name}", found.source_bits_per_byte)
     return read_whole(
@@ -120,6 +134,6 @@ def read_also(names: tuple[str, ...], base: Saved, max_seq_len: int, on_progress
     )
 
 
-def _is_same(folder: str, path: str) -> bool:
-    """Whether a folder is that of a model.pt."""
-    return os.path.dirname(path).rstrip("/") == folder.rstrip("/")
+def _is_same(name: str, path: str) -> bool:
+    """Whether a model.pt, or the folder of one, is that of a path."""
+    return name == path or os.path.dirname(path).rstrip("/") == name.rstrip("/")

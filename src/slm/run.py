@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from slm.answering import Classification, classify, complete
 from slm.config import FIELDS, ModelConfig, TrainConfig, UserError
 from slm.data.batches import Batches, stream_seed
+from slm.data.example_dataset import ExampleDataset
 from slm.data.prepare import absolute
 from slm.data.prepared import PreparedData
 from slm.data.tasks import Task
@@ -26,10 +29,10 @@ from slm.metrics.summary import summary
 from slm.model.classifier import Classifier
 from slm.model.lora import merge_lora
 from slm.model.transformer import LanguageModel
+from slm.reading import window_is_open
 from slm.sampling import Sampling
-from slm.settings import Settings, as_settings, flat, layered, read_table
+from slm.settings import Settings, as_settings, check_asked, flat, layered, read_table
 from slm.storage import files
-from slm.task_config import LANGUAGE_MODEL
 from slm.training.deadline import Deadline
 from slm.training.device import check_memory, choose_device, hardware, seeded
 from slm.training.history import History, Record, read_records
@@ -41,6 +44,7 @@ from slm.training.saving import RunFolder
 from slm.training.starting import (
     Saved,
     brought_by,
+    check_task,
     class_weights_of,
     grown,
     read_base,
@@ -202,6 +206,7 @@ def train_run(
 ) -> Run:
     """The run that resolved settings describe: what both `train` and `slm-train` call."""
     options, display = settings.options, Display(quiet=settings.options.quiet)
+    check_asked(settings, has_data=given is not None)
     minutes = minutes_of(settings)
     deadline = Deadline(60 * minutes) if minutes else None
     if options.model_dir is None or options.plan_only:
@@ -242,6 +247,7 @@ def _with_base(settings: Settings, previous: Previous | None, display: Display) 
     with display.working() as on_progress:
         on_progress(f"reading {path}", 0, None)
         base = read_base(path, previous)
+    check_task(base, settings.task.task)
     asked = {} if settings.options.repeat else settings.asked()
     return settings.based_on(brought_by(base, asked), tuning_of(base, settings.task, asked)), base
 
@@ -329,9 +335,9 @@ def _make_model(settings: Settings, config: ModelConfig, data: PreparedData, bas
         set_trainable(model, settings.task.trainable, settings.task.lora_rank)
     if isinstance(model, Classifier):
         model.token_dropout = settings.task.token_dropout
-        assert task and data.train_examples
+        assert task and isinstance(data.train_dataset, ExampleDataset)
         if settings.task.class_weights == "balanced":
-            model.class_weights = class_weights_of(data.train_examples.outputs, task.labels)
+            model.class_weights = class_weights_of(torch.from_numpy(data.train_dataset.targets), len(task.labels))
     return model
 
 
@@ -350,6 +356,11 @@ def _check_repeat(settings: Settings, made_with: dict[str, Any]) -> None:
     if repeat is None:
         return
     then = read_table(repeat, "made_with")
+    if then.get("base", {}).get("checksum") != made_with.get("base", {}).get("checksum"):
+        raise UserError(
+            f"the run in {repeat} started from another model than {made_with.get('base', {}).get('path')} is now: it "
+            "cannot be repeated. Bring that one back, or start a new run with config."
+        )
     if then.get("data_fingerprint") != made_with["data_fingerprint"]:
         if settings.data.data is None:
             raise UserError(
@@ -373,7 +384,7 @@ def _check_repeat(settings: Settings, made_with: dict[str, Any]) -> None:
 def _known_early(settings: Settings) -> dict[str, Any]:
     """The settings that are known before any text is read: of a task, its examples may choose the window."""
     known = flat(settings.task, settings.model, settings.train)
-    if settings.task.task != LANGUAGE_MODEL and "max_seq_len" not in settings.fixed():
+    if window_is_open(settings):
         del known["max_seq_len"]
     return known
 

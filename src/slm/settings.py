@@ -14,7 +14,9 @@ from typing import Any
 
 from slm.config import CONFIGS, FIELDS, PRESETS, RECIPES, DataConfig, ModelConfig, RunOptions, TaskConfig, TrainConfig
 from slm.fields import Checked, UserError
+from slm.recipes import TASK_PRESETS
 from slm.storage import files
+from slm.task_config import TASKS
 
 # Begins every config.toml that a run writes; a folder whose config.toml begins so belongs to a run.
 MARKER = "# A run of slm."
@@ -128,6 +130,49 @@ def merge(layers: Mapping[str, Mapping[str, Any]]) -> Settings:
     )
 
 
+def check_asked(settings: Settings, *, has_data: bool) -> None:
+    """Raises UserError for settings of another task than that of the run, and for what cannot go with init_from.
+
+    has_data: whether texts, examples or ids were given in Python.
+    """
+    asked, task = settings.asked(), settings.task
+    for name, value in asked.items():
+        group = FIELDS[name].metadata["group"]
+        if group in TASKS and group != task.task and _plain(value) != _plain(FIELDS[name].default):
+            raise UserError(
+                f"{name} = {value!r} is for task = {group!r}, and this is {task.task!r}. Leave out one of them."
+            )
+    if task.task != TaskConfig().task:
+        for name in ("split_documents_on", "mask_documents"):
+            if asked.get(name):
+                raise UserError(f"{name} is for running text: the examples of task = {task.task!r} are apart already.")
+    if task.init_from is None:
+        return
+    if not has_data and settings.data.data in (None, ("dummy",)):
+        raise UserError(f"init_from = {task.init_from!r} goes on learning from a text: name it with data (--data).")
+    if settings.data.mask_documents:
+        raise UserError("mask_documents: with init_from attention looks as far as it did in that model. Leave it out.")
+    places = [
+        os.path.abspath(place) if not files.is_remote(place) else place.rstrip("/") for place in _folders(settings)
+    ]
+    if len(set(places)) < len(places):
+        raise UserError(
+            f"init_from = {task.init_from!r} lies in model_dir: the model to start from stays as it is. Choose another "
+            "model_dir."
+        )
+
+
+def _folders(settings: Settings) -> list[str]:
+    """The folders of the model to start from and of the run."""
+    base = settings.task.init_from or ""
+    base = os.path.dirname(base) if base.endswith(".pt") else base
+    return [base] + ([settings.options.model_dir] if settings.options.model_dir else [])
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
 def read_toml(path: str) -> dict[str, Any]:
     """The tables of a TOML file, local or URL. Raises UserError where it is not valid TOML."""
     try:
@@ -160,7 +205,8 @@ def layered(keys: Mapping[str, Any], layer: str, defaults: Mapping[str, Any] | N
     asked = {config: read_config(config)} if config is not None else {}
     layers = {DEFAULT: defaults or {}, **asked, layer: keys}
     preset = _preset(_topmost(layers, "data"), _topmost(layers, "task"))
-    recipe = _topmost(layers, "recipe") or ("modern" if _topmost(layers, "max_minutes") else None)
+    is_modern = _topmost(layers, "max_minutes") or TASK in preset
+    recipe = _topmost(layers, "recipe") or ("modern" if is_modern else None)
     named = {"recipe": recipe, **RECIPES[recipe]} if isinstance(recipe, str) and recipe in RECIPES else {}
     provisional = {**_provisional(layers), "schedule": "wsd"} if _topmost(layers, "max_minutes") else {}
     below = {DEFAULT: layers.pop(DEFAULT), RECIPE: named, **preset, PLAN: provisional}
@@ -190,7 +236,7 @@ def _preset(data: Any, task: Any) -> dict[str, dict[str, Any]]:
     name = data[0] if isinstance(data, list | tuple) and len(data) == 1 else data
     corpus, _, size = name.partition(":") if isinstance(name, str) else ("", "", "")
     if task not in (None, TaskConfig().task):
-        return {TASK: {**PRESETS.get(str(task), {}), **PRESETS.get(f"{corpus} {task}", {})}}
+        return {TASK: {**TASK_PRESETS.get(str(task), {}), **TASK_PRESETS.get(f"{corpus} {task}", {})}}
     preset = dict(PRESETS.get(corpus, {}))
     if size:
         preset.pop("val_fraction", None)  # a share that suits the corpus's own size alone

@@ -64,7 +64,7 @@ class TaskConfig(Checked):
         1.0,
         "A target's log-probability is divided by its length to this power: above 1 favours long ones.",
         group=PAIRS,
-        rule="0 or above",
+        rule="0 to 10",
     )
     label_field: str = setting("label", "Field of the label; a number without a header.", group=CLASSIFICATION)
     class_weights: str = setting(

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from slm.answering import classify, complete
+from slm.answering import classify, complete, encoder_of
 from slm.config import DataConfig, TaskConfig, UserError
 from slm.data.counts import many
 from slm.data.examples import Examples
+from slm.data.prepared import PreparedData
 from slm.data.task_data import read_all
 from slm.metrics.labels import score_labels
 from slm.metrics.task_evaluation import Beside, Example, TaskEvaluation, metrics_of
@@ -17,7 +18,7 @@ from slm.metrics.task_yardsticks import label_yardsticks, text_yardsticks
 from slm.metrics.translations import score_texts
 from slm.reading import Progress, read_again
 from slm.settings import nearest
-from slm.task_config import CLASSIFICATION
+from slm.task_config import CLASSIFICATION, PAIRS
 from slm.training.device import choose_device
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def evaluate_task(
     task = TaskConfig(task=run.task.name, **{**then, **keys})
     own = None
     if with_yardsticks or (not names and given is None):
-        own = run.data or read_again(run.resolved, run.made_with, run.tokenizer, on_progress)
+        own = _own(run, on_progress, needed=not names and given is None)
     if names or given is not None:
         examples = read_all(names, task.target_file or (), given, task, text_field, on_progress)
     elif own is None or isinstance(own, str) or own.val_examples is None:
@@ -72,6 +73,16 @@ def evaluate_task(
         run.model.to(home)
     missing = (f"no yardsticks, which learn from the training examples: {own}",) if isinstance(own, str) else ()
     return dataclasses.replace(found, missing=(*found.missing, *missing))
+
+
+def _own(run: Run, on_progress: Progress, *, needed: bool) -> PreparedData | str:
+    """What a run was trained on, or why that is not there; where it is needed, its errors are raised."""
+    try:
+        return run.data or read_again(run.resolved, run.made_with, run.tokenizer, on_progress)
+    except (UserError, OSError) as error:
+        if needed:
+            raise
+        return str(error)
 
 
 def score_task(
@@ -91,6 +102,7 @@ def score_task(
     part = _part(examples, most)
     if run.task.name == CLASSIFICATION:
         return _score_labels(run, part, train, seconds)
+    part, too_long = _that_fit(run, part)
     search = {"num_beams": task.num_beams, "length_penalty": task.length_penalty} if task else {}
     written = complete(run, part.inputs, **search)  # type: ignore[arg-type]
     scores = score_texts(written, part.outputs)
@@ -99,10 +111,27 @@ def score_task(
         found = text_yardsticks(train.inputs, train.outputs, part.inputs, part.outputs)
         beside = [Beside(one.name, metrics_of(one.scores), one.told) for one in found]
     missing = (scores.missing,) if scores.missing else ()
+    if too_long:
+        told = f"{many(too_long, 'source')} left out, too long for a model that looks at {run.model.config.max_seq_len}"
+        missing = (*missing, f"{told} tokens")
     name = (
         part.name if len(part.inputs) == len(examples.inputs) else f"{part.name} ({many(len(part.inputs), 'example')})"
     )
     return TaskEvaluation(run.task.name, name, len(written), scores, beside, _shown(part, written), missing)
+
+
+def _that_fit(run: Run, examples: Examples) -> tuple[Examples, int]:
+    """The examples whose sources leave room for a target, and how many others there are."""
+    encoder = encoder_of(run, PAIRS)
+    rows = zip(encoder.prompts(examples.inputs), examples.inputs, examples.outputs, strict=True)
+    fitting = [(source, target) for prompt, source, target in rows if len(prompt) < encoder.max_seq_len]
+    lost = len(examples.inputs) - len(fitting)
+    if not fitting:
+        raise UserError(f"no source of {examples.name} leaves room for a target in {encoder.max_seq_len} tokens.")
+    if not lost:
+        return examples, 0
+    inputs, outputs = map(list, zip(*fitting, strict=True))
+    return dataclasses.replace(examples, inputs=inputs, outputs=outputs), lost
 
 
 def _score_labels(run: Run, examples: Examples, train: Examples | None, seconds: float | None) -> TaskEvaluation:

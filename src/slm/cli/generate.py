@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from slm.cli.arguments import OK, Parser, add_fields, run_command
+from slm.cli.arguments import OK, USER_ERROR, Parser, add_fields, run_command
 from slm.config import FIELDS, UserError
 from slm.sampling import NAMES as SAMPLING
 from slm.sampling import Sampling
@@ -72,21 +72,24 @@ def _generate(
     from slm.run import load
 
     run = load(model_dir)
-    _check_settings(run, settings)
+    _check_settings(run, settings, num_samples)
     if prompt is not None:
         _write(run, prompt, num_samples, output, settings)
         return OK
     if isinstance(sys.stdin, io.TextIOWrapper):  # as of a prompt_file, whatever is no text of this terminal
         sys.stdin.reconfigure(errors="replace")
-    shows_prompts = sys.stdin.isatty()
+    shows_prompts, code = sys.stdin.isatty(), OK
     while (line := _line(shows_prompts)) is not None:
         try:
             _write(run, line, num_samples, output, settings)
+        except UserError as error:  # of this text, not of the whole
+            print(f"slm-generate: error: {error}", file=sys.stderr)
+            code = USER_ERROR
         except KeyboardInterrupt:  # of this text, not of the whole
             if not shows_prompts:
                 raise
             print()
-    return OK
+    return code
 
 
 def _line(shows_prompt: bool) -> str | None:
@@ -106,16 +109,21 @@ def _write(run: Run, prompt: str, num_samples: int, output: str, settings: dict[
     if run.task and not set(settings) & _OF_CHANCE:
         _answer(run, prompt, output, settings)
         return
+    shown = "" if run.task else prompt
     if output == "text" and num_samples == 1:
         pieces = stream(run, prompt, **settings)
-        print(prompt, end="", flush=True)
+        print(shown, end="", flush=True)
         for piece in pieces:
             print(piece, end="", flush=True)
         print(flush=True)
         return
     made = samples(run, prompt, num_samples=num_samples, log_probabilities=output == "json", **settings)
     for number, sample in enumerate(made, 1):
-        told = _json(sample) if output == "json" else f"--- {number} of {len(made)}\n{sample.prompt}{sample.text}"
+        told = (
+            _json(sample)
+            if output == "json"
+            else f"--- {number} of {len(made)}\n{sample.prompt if shown else ''}{sample.text}"
+        )
         print(told, flush=True)  # a program at the other end of a pipe may wait for it
 
 
@@ -123,11 +131,13 @@ def _write(run: Run, prompt: str, num_samples: int, output: str, settings: dict[
 _OF_CHANCE = set(SAMPLING) - {"max_new_tokens"}
 
 
-def _check_settings(run: Run, settings: dict[str, Any]) -> None:
+def _check_settings(run: Run, settings: dict[str, Any], num_samples: int) -> None:
     """Raises UserError for settings that the run's task has no use for."""
     searches, draws = sorted(set(settings) & set(SEARCH)), sorted(set(settings) & _OF_CHANCE)
     if searches and (run.task is None or run.task.labels):
         raise UserError(f"{searches[0]} is for models trained with --task pairs, and this one is none. Leave it out.")
+    if num_samples > 1 and run.task and not draws:
+        raise UserError("num_samples: there is one best answer. Leave it out, or draw targets with --temperature.")
     if searches and draws:
         raise UserError(f"{searches[0]} searches for the best target and {draws[0]} draws one: leave one of them out.")
     if settings and run.task and run.task.labels:

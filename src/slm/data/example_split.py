@@ -16,7 +16,7 @@ from slm.config import UserError
 from slm.data.counts import many
 from slm.data.survey import share
 
-MOST_LABELS = 10_000
+MOST_LABELS = 1000  # whose confusion matrix has a million places
 _OWN_LABELS = 0.8  # labels for each example, from which on they are no classes
 _FEW = 20  # examples, of which each may well have a label of its own
 

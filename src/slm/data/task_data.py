@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from slm.config import DataConfig, TaskConfig, UserError
@@ -79,14 +79,14 @@ def load_task_data(
     *,
     tokenizer: Tokenizer | None = None,
     labels: tuple[str, ...] | None = None,
-    vocabulary: Callable[[int], int],
+    vocab_size: int,
     max_seq_len: int | None,
     on_progress: Progress,
 ) -> PreparedData:
     """The datasets of a task.
 
     tokenizer: that of the model to start from, which gets the template's tokens; None makes one from the training
-    examples, of the size that vocabulary gives for so many bytes of them. labels: those of a model that classifies
+    examples, with at most vocab_size tokens. labels: those of a model that classifies
     already, which are kept where they are all that the examples have. max_seq_len: None chooses one that suits the
     examples.
     """
@@ -96,7 +96,7 @@ def load_task_data(
     if task_config.task == PAIRS:
         num_bytes += sum(len(text.encode("utf-8", "replace")) for part in (train, val) for text in part.outputs)
     if tokenizer is None:
-        tokenizer = _make_tokenizer(config.tokenizer, train, vocabulary(num_bytes), task_config.task)
+        tokenizer = _make_tokenizer(config.tokenizer, train, vocab_size, task_config.task)
     if task_config.task == PAIRS:
         task = Task.pairs(tokenizer)
     else:
@@ -127,11 +127,14 @@ def load_task_data(
 
 
 def _make_tokenizer(name: str, examples: Examples, vocab_size: int, task: str) -> Tokenizer:
-    """A tokenizer for the inputs of the examples, and for their outputs where these are to be written."""
+    """A tokenizer for the inputs of the examples, and for their outputs where these are to be written.
+
+    It leaves room for the token that a template of pairs adds.
+    """
     if name not in TOKENIZERS:
         return Tokenizer.from_json(read_tokenizer_file(name), name)
     texts: Iterable[str] = [*examples.inputs, *examples.outputs] if task == PAIRS else examples.inputs
-    return make_tokenizer(name, texts, vocab_size - 1 if name == "bpe" else vocab_size)
+    return make_tokenizer(name, texts, vocab_size - (name == "bpe" and task == PAIRS))
 
 
 def _encoded(encoder: Encoder, examples: Examples, *, everywhere: bool = False) -> tuple[ExampleDataset, int]:

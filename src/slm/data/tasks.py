@@ -117,6 +117,11 @@ class Encoder:
             goals = row[1:].copy()
             goals[: len(head) - 1] = IGNORE_INDEX
             rows.append((row[:-1], goals))
+        if too_long and not rows:
+            raise UserError(
+                f"all {too_long:,} pairs are longer than max_seq_len = {self.max_seq_len} tokens: set a larger one, "
+                "which with init_from needs a model with positions = 'rope', or give shorter pairs."
+            )
         return ExampleDataset(rows), too_long
 
     def labelled(

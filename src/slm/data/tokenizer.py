@@ -74,6 +74,12 @@ class Tokenizer:
             raise LookupError(f"the tokenizer has no token {token!r}")
         return id
 
+    def has_all_of(self, other: Tokenizer) -> bool:
+        """Whether text becomes the same ids with both, but for special tokens that only this one has."""
+        mine, theirs = (json.loads(one.to_json()) for one in (self, other))
+        specials = [token for token in mine.pop("added_tokens") if token in theirs["added_tokens"]]
+        return bool(specials == theirs.pop("added_tokens") and mine == theirs)
+
     def with_special_tokens(self, names: Iterable[str]) -> Tokenizer:
         """This tokenizer with special tokens, which no text spells; those that are new get the ids after all others."""
         backend = tokenizers.Tokenizer.from_str(self.to_json())

@@ -53,6 +53,8 @@ def next_step(run: Recorded) -> Finding:
         return next_step_from_base(run)
     if minutes := run.resolved.get("max_minutes"):
         told = "More time pays for a larger model, which is then planned:"
+        if run.task:  # whose sizes are a preset
+            told = "More time may teach it more:"
         return Finding("longer", "Healthy", "", told, f"--max_minutes {3 * minutes:g}")
     if run.model_config is None:
         return Finding("longer", "Healthy", "", "More text, a larger model, or more steps could help:", longer(run))

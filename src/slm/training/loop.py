@@ -117,8 +117,8 @@ class Trainer:
         should_stop: Callable[[], bool] | None,
     ) -> None:
         self.model, self.batches, self.val_dataset, self.also_dataset = model, batches, val_dataset, also_dataset
-        self.config, self.machine, self.tokenizer = config, machine, tokenizer
-        self.folder, self.on_log, self.should_stop = folder, on_log, should_stop or (lambda: False)
+        self.config, self.machine, self.tokenizer, self.folder = config, machine, tokenizer, folder
+        self.on_log, self.should_stop = on_log, should_stop or (lambda: False)
         self.asked_at = 0.0  # when should_stop was asked last
         self.total_steps = config.max_steps or 0  # 0 as long as max_minutes leaves it open
         self.deadline = Deadline(60 * config.max_minutes) if config.max_minutes and not config.max_steps else None
@@ -129,8 +129,7 @@ class Trainer:
         self.samples = Samples(model, tokenizer, val_dataset, config.sample_every)
         self.peak: float | None = None  # tokens per second, where it is known
         self.bytes_per_token = bytes_per_target(model, tokenizer)
-        self.history = History(self.total_steps)
-        self.best_weights: dict[str, Tensor] = {}
+        self.history, self.best_weights = History(self.total_steps), dict[str, Tensor]()
         self.step = self.tokens_seen = 0  # step: the last one done
         self.evaluation_is_due = self.save_is_due = False
         self.clock, self.speed_watch = Clock(), SpeedWatch(machine.threads if machine.device.type == "cpu" else 1)
@@ -178,6 +177,7 @@ class Trainer:
                 self.evaluate()
             if self.also_dataset and not self.step:
                 self.record({"step": 0, "before": evaluate_all(self)})
+                self.clock = Clock()
             if self.deadline:
                 self.deadline.begin(self.step)
             for is_epoch_end, tokens, targets in self.steps():

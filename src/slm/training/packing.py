@@ -34,10 +34,12 @@ def pack_model(
 
     The configuration is stored for a LanguageModel or Classifier; of any other module only the weights can be.
     """
+    # Beside which model its LoRA stands is known of a model that `set_trainable` wrapped; of another all is stored.
     is_ours = isinstance(model, LanguageModel) and type(model) in (LanguageModel, Classifier)
+    is_ours = is_ours and (is_adapted(model) or not is_lora(model))
     config = dataclasses.asdict(model.config) if is_ours else None  # type: ignore[call-overload]
     # What an slm from before there were tasks cannot read.
-    newer = {"format_version": 2} if type(model) is Classifier or is_lora(model) else {}
+    newer = {"format_version": 2} if type(model) is Classifier or is_adapted(model) else {}
     return {
         **newer,
         "model": copy_weights(weights, lambda tensor: tensor.cpu()),
@@ -47,14 +49,19 @@ def pack_model(
     }
 
 
+def is_adapted(model: nn.Module) -> bool:
+    """True for a model with LoRA that was made from another one, beside which it is saved."""
+    return is_lora(model) and bool(getattr(model, "stands_beside_base", False))
+
+
 def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What is saved of a model, not copied: its state_dict, or, of one with LoRA, what is trained."""
-    return trainable_weights(model) if is_lora(model) else model.state_dict()
+    """What is saved of a model, not copied: its state_dict, or, of one that stands beside another, what is trained."""
+    return trainable_weights(model) if is_adapted(model) else model.state_dict()
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
     """Puts what `weights_of` gave into a model. Raises ValueError or RuntimeError where it does not fit."""
-    if is_lora(model):
+    if is_adapted(model):
         load_trainable(model, weights)
     else:
         model.load_state_dict(weights)

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from slm.config import IGNORE_INDEX, TrainConfig, UserError
 from slm.data.batches import Batches, in_order
 from slm.data.dataset import TextDataset
+from slm.data.example_dataset import ExampleDataset
 from slm.training.device import Machine, choose_device, choose_machine
 from slm.training.tuning import quick_part, seconds_of_step
 
@@ -102,7 +103,8 @@ def check_ids(model: nn.Module, dataset: Dataset[Any], name: str, batch_size: in
     vocab_size = getattr(getattr(model, "config", None), "vocab_size", None)
     if not isinstance(vocab_size, int):
         return
-    if isinstance(dataset, TextDataset):  # whose windows of documents are not laid out before somebody evaluates on it
+    # The windows of documents of a TextDataset are not laid out before somebody evaluates on it.
+    if isinstance(dataset, TextDataset | ExampleDataset):
         low, high = dataset.id_range()
     elif not len(dataset):  # type: ignore[arg-type]
         return

@@ -130,7 +130,8 @@ class Previous:
         same_text = self.made_with.get("data_fingerprint") == made_with.get("data_fingerprint")
         names = set(resolved) - set(_LENGTH) - (_OF_THE_TEXT if same_text else set())
         differences = _differences(self.resolved, {name: resolved[name] for name in names})
-        if self.made_with.get("base") != made_with.get("base") and not any("init_from" in one for one in differences):
+        bases = [table.get("base", {}).get("checksum") for table in (self.made_with, made_with)]
+        if bases[0] != bases[1] and not any("init_from" in one for one in differences):
             differences.append("the model in init_from has changed")
         if not same_text and not any(name in difference for difference in differences for name in _OF_THE_TEXT):
             differences.append("the text itself, or a tokenizer.json, has changed")

@@ -5,22 +5,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from slm.config import ModelConfig, TaskConfig, TrainConfig, UserError
+from slm.config import IGNORE_INDEX, ModelConfig, TaskConfig, TrainConfig, UserError
+from slm.data.prepare import absolute
 from slm.data.tasks import Task
 from slm.data.tokenizer import Tokenizer
 from slm.model.classifier import Classifier
 from slm.model.lora import add_lora, is_lora, merge_lora
 from slm.model.transformer import LanguageModel
+from slm.settings import TUNING
 from slm.storage import checkpoint, files
-from slm.task_config import LANGUAGE_MODEL
+from slm.task_config import CLASSIFICATION, LANGUAGE_MODEL
 from slm.training.packing import new_model, task_of, unpack_model
 from slm.training.resume import MODEL, Previous
 
@@ -49,7 +50,7 @@ class Saved:
 
     def named(self) -> dict[str, Any]:
         """The name and the checksum by which a run remembers what it started from."""
-        return self.stands_for or {"path": self.path, "checksum": checksum(self.model.state_dict())}
+        return self.stands_for or {"path": absolute(self.path), "checksum": checksum(self.model.state_dict())}
 
 
 def read_model(path: str, base: str | None = None) -> Saved:
@@ -65,9 +66,10 @@ def read_model(path: str, base: str | None = None) -> Saved:
     asked, resolved, made_with = (_table(content, name) for name in ("asked", "resolved", "made_with"))
     with_lora = None
     if resolved.get("trainable") == "lora" and not made_with.get("merged"):
+        beside = _read_base(path, made_with.get("base", {}), base)
 
         def with_lora(config: ModelConfig, task: Task | None) -> LanguageModel:
-            model = grown(_read_base(path, made_with.get("base", {}), base), config, task)
+            model = grown(beside, config, task)
             set_trainable(model, "lora", int(resolved["lora_rank"]))
             return model
 
@@ -87,7 +89,7 @@ def _read_base(path: str, named: Any, other: str | None) -> LanguageModel:
     place, then = (named.get(name) for name in ("path", "checksum")) if isinstance(named, dict) else (None, None)
     where = other or place
     if not isinstance(where, str) or not isinstance(then, str):
-        raise ValueError("it does not say beside which model it stands")
+        raise UserError(f"{path} is damaged: it does not say beside which model its LoRA stands. Copy it again.")
     try:
         found = read_whole_model(where)
     except FileNotFoundError as error:
@@ -122,7 +124,7 @@ def read_base(path: str, previous: Previous | None = None) -> Saved:
     except FileNotFoundError:
         if previous is None or previous.checkpoint is None or previous.resolved.get("trainable") == "lora":
             raise
-        if previous.asked.get("init_from") != path:
+        if absolute(str(previous.asked.get("init_from"))) != absolute(path):
             raise
         found = read_model(os.path.join(previous.checkpoint, MODEL))
         return dataclasses.replace(found, path=path, stands_for=previous.made_with.get("base"))
@@ -183,19 +185,24 @@ def tuning_of(base: Saved, task: TaskConfig, asked: Mapping[str, Any]) -> dict[s
     if base.stands_for:  # what the preset was when the run began
         return {name: base.resolved[name] for name in ("optimizer", "learning_rate", "epochs")}
     rate = float(base.resolved.get("learning_rate", TrainConfig().learning_rate))
+    if base.made_with.get("origins", {}).get("learning_rate") == TUNING:  # it is small already
+        rate /= _TUNED
     optimizer = base.resolved.get("optimizer", TrainConfig().optimizer)
     return {"optimizer": optimizer, "learning_rate": _TUNED * rate, "epochs": _TUNED_EPOCHS}
 
 
-def class_weights_of(labels: Sequence[str], known: Sequence[str]) -> Tensor:
-    """What each label counts so that all count the same together: (C,), 1 on average over the examples."""
-    counts = Counter(labels)
-    return torch.tensor([len(labels) / (len(known) * max(counts[label], 1)) for label in known])
+def class_weights_of(targets: Tensor, num_labels: int) -> Tensor:
+    """What each label counts so that all targets of one count as much as those of any other: (C,), 1 on average.
+
+    targets: numbers of labels, of any shape, and IGNORE_INDEX where there is none.
+    """
+    counts = torch.bincount(targets[targets != IGNORE_INDEX].long(), minlength=num_labels)
+    return counts.sum() / (num_labels * counts.clamp(min=1))
 
 
-def check_task(base: Saved, task: str, labels: int) -> None:
+def check_task(base: Saved, task: str) -> None:
     """Raises UserError where the base has not what the task needs."""
-    if isinstance(base.model, Classifier) and not labels:
+    if isinstance(base.model, Classifier) and task != CLASSIFICATION:
         raise UserError(
             f"{base.path} is a model that classifies: it has no output layer to go on with text by, which task = "
             f"{task!r} needs. Start from the model that it was made from."
@@ -216,7 +223,7 @@ def grown(base: LanguageModel, config: ModelConfig, task: Task | None, *, keep_h
             continue
         known = theirs[name]
         if known.shape != tensor.shape:
-            if name in _ROWS:
+            if name in _ROWS and len(tensor) > len(known):
                 new = range(len(tensor) - len(known))
                 known = torch.cat([known, *(known[:: each + 1].mean(dim=0, keepdim=True) for each in new)])
             else:  # a table of positions
@@ -229,6 +236,7 @@ def set_trainable(model: LanguageModel, trainable: str, lora_rank: int) -> None:
     """Freezes what is not to be trained: nothing, all but the class head, or all but it and LoRA's matrices."""
     if trainable == "lora":
         add_lora(model, lora_rank)
+        vars(model)["stands_beside_base"] = True  # so that what is trained is saved alone
     elif trainable == "head":
         model.requires_grad_(False)
     if isinstance(model, Classifier):

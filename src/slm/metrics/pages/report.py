@@ -329,7 +329,8 @@ def how_to_load(run: Recorded, folder: str) -> str:
 
 def _beside(run: Recorded) -> str:
     """What to know of a model that LoRA trained beside another one."""
-    if "base" not in run.made_with or run.resolved.get("trainable") != "lora":
+    is_whole = run.resolved.get("trainable") != "lora" or run.made_with.get("merged")
+    if "base" not in run.made_with or is_whole:
         return ""
     return (
         "\n\n# The folder holds what LoRA trained; the model beside it is read from where it was, or from another\n"
