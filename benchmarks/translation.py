@@ -6,7 +6,7 @@
 DIR holds multi30k.{train,val,test_2016_flickr}.{en,de}.gz: 29,000 English captions with German translations. For each
 number of minutes the command `slm-train --task pairs --max_minutes N` runs as a user would, its sizes those of the
 task's preset, and `slm-evaluate` scores the test captions: BLEU and chrF by sacrebleu's defaults (cased), beams of 4.
-Told are the seconds of the whole command, too, which go on after the minutes with the scores on the validation captions.
+Told are the seconds of the whole command, too, which after the minutes goes on with the scores on validation captions.
 """
 
 from __future__ import annotations

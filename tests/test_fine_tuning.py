@@ -199,7 +199,14 @@ def test_a_base_that_moved_is_named_and_another_one_is_refused(home: Path, tmp_p
         PAIRS, init_from=tmp_path / "base", trainable="lora", task="pairs", model_dir=tmp_path / "lora", **TUNED
     )
     (tmp_path / "base").rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"^\S*lora/model.pt holds what LoRA trained .*is not there any more.*base="):
+    told = r"^\S*lora/model.pt holds what LoRA trained beside .*base.*is not there any more.*slm.load\(path, base"
+    with pytest.raises(UserError, match=told):
+        slm.load(tmp_path / "lora")
+    found = slm.load(tmp_path / "lora", base=tmp_path / "moved")
+    tokens = torch.randint(0, run.model.config.vocab_size, (1, 5))
+    assert torch.equal(found.model(tokens), run.model.eval()(tokens))
+    tuned(home, model_dir=tmp_path / "other")
+    with pytest.raises(UserError, match="has other weights"):
         slm.load(tmp_path / "lora", base=tmp_path / "other")
 
 
