@@ -215,3 +215,53 @@ def test_every_picture_of_the_docs_is_there_small_and_told_in_words() -> None:
             assert 1000 < picture.stat().st_size < 150_000, name
             shown.add(picture.name)
     assert shown == {picture.name for picture in (docs / "images").iterdir()} != set()
+
+
+@pytest.fixture
+def examples(files: None) -> None:
+    """Every file and run that the page on tasks names, in the working folder."""
+    pairs = [(f"{a} {b}", f"{b} {a}") for a in ("one", "two", "six") for b in ("cat", "dog", "cow", "hen")]
+    Path("pairs.jsonl").write_text("".join(json.dumps({"question": s, "answer": t}) + "\n" for s, t in pairs))
+    for name in ("pairs.tsv", "test.tsv"):
+        Path(name).write_text("".join(f"{s}\t{t}\n" for s, t in pairs))
+    for part in ("train", "val"):
+        for column, language in enumerate(("en", "de")):
+            Path(f"{part}.{language}").write_text("".join(f"{pair[column]}\n" for pair in pairs))
+    Path("reviews.csv").write_text("stars,review\n" + "".join(f"{1 + t.startswith(chr(99))},{s}\n" for s, t in pairs))
+    Path("messages.tsv").write_text("".join(f"{'ham' if 'cat' in s else 'spam'}\t{s}\n" for s, _ in pairs))
+    Path("new.txt").write_text(make_text(300))
+    slm.train(Path("book.txt"), **{**SMALL, "positions": "rope", "val_fraction": 0.3}, model_dir="runs/first")
+
+
+@pytest.mark.usefixtures("examples")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_all_that_the_page_on_tasks_shows_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "fine-tune.md").read_text(encoding="utf-8")
+    page = page.partition("## How good, how fast")[0]
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+    commands = [*lines, *re.findall(r"\| `(slm-train [^`]*)` \|", page)]
+    assert len(commands) == 14
+    commands.sort(key=lambda command: not command.startswith("slm-train"))  # each finds what another one trained
+    programs = {"slm-train": cli_train, "slm-generate": cli_generate, "slm-evaluate": cli_evaluate}
+    kept = ("batch_size", "device", "precision", "threads")
+    short = [*(f"--{name}={SMALL[name]}" for name in kept), "--max_steps=2", "--quiet"]
+    small = [f"--{name}={SMALL[name]}" for name in ("embed_dim", "num_heads", "num_layers", "hidden_dim")]
+    for number, command in enumerate(commands):
+        program, *arguments = shlex.split(command.split("  #")[0].replace("--max_minutes 1 ", ""))
+        if program == "slm-train":
+            arguments = ["stories:20KB" if one == "stories" else one for one in arguments]
+            sizes = [] if "--init_from" in arguments else [*small, "--vocab_size=300"]
+            folder = [] if "--model_dir" in arguments else [f"--model_dir=run-{number}"]
+            arguments += [*sizes, *short, *folder]
+        assert programs[program].main(arguments) == 0, command
+    assert "BLEU" in capsys.readouterr().out
+    train = slm.train
+    settings = {name: value for name, value in SMALL.items() if name not in ("tokenizer", "max_seq_len")}
+    monkeypatch.setattr(slm, "train", lambda data, **more: train(data, **{**settings, "tokenizer": "char", **more}))
+    names: dict[str, Any] = {"slm": slm}
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block, names)

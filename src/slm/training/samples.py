@@ -51,7 +51,9 @@ class Samples:
         assert self.tokenizer and isinstance(self.model, LanguageModel)
         started, was_training = time.monotonic(), self.model.training
         self._prompts = self._prompts or self._beginnings(self.tokenizer)
-        settings = Sampling(max_new_tokens=_TOKENS, seed=0)
+        # Of a target there is one best, which is looked for from token to token; text is drawn.
+        chance = {"temperature": 0.0} if isinstance(self.dataset, ExampleDataset) else {}
+        settings = Sampling(max_new_tokens=_TOKENS, seed=0, **chance)
         written: list[list[int]] = [[] for _ in self._prompts]
         self.model.eval()
         try:

@@ -227,9 +227,11 @@ def _samples(run: Recorded) -> str:
     parts = ["<h2>What it wrote as it learned</h2>"]
     by_prompt = words.prompts(run.samples)
     fixed = {prompt: records for prompt, records in by_prompt.items() if prompt}
-    given = "source" if run.task else "beginning"
+    given, end = ("source", "\n") if run.task else ("beginning", "")
     if fixed:
-        of, rest = ("examples", "drew the rest at random") if run.task else ("text", "wrote the rest")
+        of, rest = (
+            ("examples", "wrote the rest, the likeliest token each time") if run.task else ("text", "wrote the rest")
+        )
         parts.append(
             f"<p>The same {given}s, taken from the validation {of}, at several steps. The {given} is "
             f'<span class="prompt">in colour and bold</span>; the model {rest}.</p>'
@@ -242,7 +244,7 @@ def _samples(run: Recorded) -> str:
         for record in (records[i] for i in sorted(chosen)):
             loss = f", val_loss {words.measure(losses[record['step']])}" if record["step"] in losses else ""
             loss += ", the best, kept" if record["step"] == kept else ""
-            shown.append(f"<h3>step {record['step']:,}{loss}</h3>{written(record['prompt'], record['sample'])}")
+            shown.append(f"<h3>step {record['step']:,}{loss}</h3>{written(record['prompt'] + end, record['sample'])}")
         parts.append(details(f"{given.capitalize()} {number + 1}", "".join(shown), is_open=number == 0))
     for record in by_prompt.get("", [])[-1:]:
         parts.append(f"<h3>The kept model (step {record['step']:,}), from nothing</h3>")
