@@ -52,8 +52,8 @@ class Samples:
         started, was_training = time.monotonic(), self.model.training
         self._prompts = self._prompts or self._beginnings(self.tokenizer)
         # Of a target there is one best, which is looked for from token to token; text is drawn.
-        chance = {"temperature": 0.0} if isinstance(self.dataset, ExampleDataset) else {}
-        settings = Sampling(max_new_tokens=_TOKENS, seed=0, **chance)
+        temperature = 0.0 if isinstance(self.dataset, ExampleDataset) else Sampling().temperature
+        settings = Sampling(max_new_tokens=_TOKENS, seed=0, temperature=temperature)
         written: list[list[int]] = [[] for _ in self._prompts]
         self.model.eval()
         try:
