@@ -512,3 +512,15 @@ def test_a_rate_that_is_advised_is_on_the_right_side_and_not_absurd(rate: float,
     assert (float(told) > rate) == (factor > 1)
     bounded = Recorded("run", [], {"learning_rate": rate, "min_learning_rate": 2 * float(told)})
     assert diagnosis._rate(bounded, factor) == f"--learning_rate {told} --min_learning_rate 0"
+
+
+@pytest.mark.parametrize(("accuracy", "is_told"), [(1.0, False), (0.99, True)])
+def test_jumps_on_the_way_to_all_labels_right_are_no_trouble(
+    accuracy: float, is_told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diagnosis, "_signs_of_high", lambda run: ["the loss jumped"])
+    task = {"name": "classification", "template": ["{text}"], "labels": ["a", "b"]}
+    best = {"step": 600, "epoch": 5, "val_loss": 0.01, "val_accuracy": accuracy, "val_perplexity": 1.01}
+    ending = {"step": 600, "status": "finished", "message": ""}
+    run = Recorded("run", [best, ending], {"task": "classification", "max_steps": 600}, {"task": task})
+    assert ("learning rate too high" in [one.name for one in diagnose(run)]) == is_told

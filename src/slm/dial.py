@@ -97,7 +97,7 @@ def plan_text(settings: Settings, given: Any, seconds: float, device: torch.devi
     """
     if seconds < 60 * SHORTEST_MINUTES:
         raise UserError(f"max_minutes = {seconds / 60:g}: must be at least {SHORTEST_MINUTES}, to plan and to train.")
-    if settings.task.task != LANGUAGE_MODEL or settings.task.init_from:  # whose reading asks for it, or has it
+    if settings.task.task != LANGUAGE_MODEL or settings.task.init_from:  # which bring a vocabulary
         return {}
     num_bytes = bytes_of_text(settings.data, given)
     return {} if num_bytes is None else {"vocab_size": vocabulary_for(num_bytes, seconds, device)}
