@@ -17,10 +17,13 @@ from slm.config import FIELDS, kind_of
 from slm.sampling import Sampling
 
 ROOT = Path(__file__).parent.parent
-DATA = "str | os.PathLike[str] | Iterable[str] | Iterable[int] | Sequence[os.PathLike[str]] | None"
+FILES = "str | os.PathLike[str] | Sequence[str] | Sequence[os.PathLike[str]] | None"
+TEXTS, EXAMPLES = "Iterable[str] | Iterable[int]", "Iterable[tuple[object, object]] | Iterable[Mapping[str, object]]"
+DATA = f"str | os.PathLike[str] | {TEXTS} | Sequence[os.PathLike[str]] | {EXAMPLES} | None"
 KINDS = {"strs": "one or several str"}
 SAMPLING = "sampling"  # the group of the settings of generation
-PATHS = {"model_dir", "tokenizer", "config", "repeat"}
+PATHS = {"model_dir", "tokenizer", "config", "repeat", "init_from"}
+NO_TEXTS = {"target_file", "also_evaluate"}
 
 
 def flags_page() -> str:
@@ -70,7 +73,7 @@ def _type(parameter: inspect.Parameter) -> str:
         return f"Literal[{', '.join(json.dumps(choice) for choice in choices)}]"
     kind = str(parameter.annotation)
     if kind_of(FIELDS[parameter.name]) == "strs":
-        return DATA  # texts and token ids, too
+        return FILES if parameter.name in NO_TEXTS else DATA
     return kind.replace("str", "str | os.PathLike[str]") if parameter.name in PATHS else kind
 
 
@@ -95,7 +98,7 @@ def stub() -> str:
             '"""The public names of slm. Made by docs/generate.py; do not edit."""',
             "",
             "import os",
-            "from collections.abc import Callable, Iterable, Sequence",
+            "from collections.abc import Callable, Iterable, Mapping, Sequence",
             "from typing import Literal",
             "",
             "from slm._version import __version__ as __version__",

@@ -25,6 +25,7 @@ from rich.console import Console
 from slm.display import Display, notebook, plain, screen, words
 from slm.display.course import Course
 from slm.display.terminal import Picture, Terminal, terminal
+from slm.display.work import PlainWork
 from slm.metrics.pages.charts import smoothed
 from slm.showing import harmless
 
@@ -640,3 +641,22 @@ def test_what_other_scripts_need_is_harmless_and_what_moves_a_cursor_is_not() ->
     fine = "d\u00e9j\u00e0\u00a0vu \u202f: \u5168\u3000\u7a7a, \u0645\u06cc\u200c\u062e, \U0001f469\u200d\U0001f680\n\t"
     assert harmless(fine) == fine
     assert harmless("a\x1b[2Jb\u202ec\x07\ud800") == "a\ufffd[2Jb\ufffdc\ufffd\ufffd"
+
+
+def test_plain_work_tells_bytes_in_megabytes_and_few_things_one_by_one(clock: Clock) -> None:
+    written: list[str] = []
+    work = PlainWork(written.append)
+    work("reading", 0, 40_000_000)
+    clock.now += 20
+    work("reading", 10_000_000, 40_000_000)
+    work("scoring", 0, None)
+    clock.now += 20
+    work("scoring", 250, 1000)
+    clock.now += 1
+    work("scoring", 260, 1000)
+    assert written == [
+        "reading ...",
+        "reading: 10.0 of 40.0 MB, 0.5 MB/s, 1:00 left",
+        "scoring ...",
+        "scoring: 250 of 1,000, 1:00 left",
+    ]

@@ -290,6 +290,20 @@ def test_surprisals_add_up_to_the_loss_of_an_evaluation(one_text: Run, many_text
     assert found.loss == pytest.approx(loss.item(), rel=1e-6)
 
 
+def test_a_source_is_explained_with_the_target_that_the_model_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [(word, word[::-1]) for word in make_text(600).split()]
+    word, run = pairs[0][0], slm.train(pairs, task="pairs", **{**SMALL, "max_seq_len": 32, "max_steps": 250})
+    found, target = slm.explain(run, word), run.complete(word)
+    assert found.begins is True
+    assert "".join(found.tokens) == f"<|endoftext|>{word}<|target|>{target}<|endoftext|>"
+    assert run.tokenizer is not None
+    assert found.num_predicted == len(run.tokenizer.encode(word)) + len(run.tokenizer.encode(target)) + 2
+    # One that it never ended fills the window, and has no end.
+    monkeypatch.setattr("slm.looking.complete", lambda run, source: ["e" * 100])
+    assert slm.explain(run, word).tokens[-1] == "e"
+    assert len(slm.explain(run, word).tokens) == run.model.config.max_seq_len
+
+
 def test_the_first_token_has_a_probability_where_texts_have_a_beginning(one_text: Run, many_texts: Run) -> None:
     assert slm.explain(one_text, "the").probability[0] is None
     found = slm.explain(many_texts, "the")

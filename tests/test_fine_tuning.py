@@ -256,7 +256,7 @@ def test_a_run_goes_on_without_the_model_that_it_started_from(home: Path, tmp_pa
     run = tuned(home, task, **settings)
     assert same_bits(run, whole)
     assert run.made_with["base"]["checksum"] == whole.made_with["base"]["checksum"]
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(slm.UserError, match=r"does not exist.*Name the folder of a run"):
         tuned(home, task, init_from=tmp_path / "base")
 
 

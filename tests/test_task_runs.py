@@ -19,13 +19,14 @@ from slm.cli import evaluate as evaluate_command
 from slm.cli import generate as generate_command
 from slm.cli.train import main
 from slm.config import FIELDS, UserError
-from slm.data.examples import split_examples
+from slm.data.examples import given_examples, split_examples
 from slm.data.stories import translate
 from slm.data.story_tasks import story_examples
 from slm.model.beam import beam_search
 from slm.recipes import TASK_PRESETS
 from slm.settings import layered
 from slm.task_config import TASKS
+from slm.task_scores import score_task
 from slm.training import budget
 
 pytestmark = pytest.mark.filterwarnings("ignore:only .* step", "ignore:the plan reads")
@@ -458,6 +459,45 @@ def test_an_error_in_the_scores_does_not_cost_the_run(tmp_path: Path, monkeypatc
         run_of("pairs", max_steps=2, model_dir=tmp_path / "run")
     assert slm.load(tmp_path / "run").complete("one cat") is not None
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_stop_while_answers_are_scored_ends_it_and_keeps_the_run(tmp_path: Path) -> None:
+    records: list[Any] = []
+
+    def should_stop() -> bool:
+        return bool(records) and records[-1].get("step") == 3 and "val_loss" in records[-1]
+
+    with pytest.warns(UserWarning, match="no scores: stopped while scoring"):
+        run = run_of("pairs", max_steps=3, model_dir=tmp_path / "run", on_log=records.append, should_stop=should_stop)
+    assert run.history is not None and run.history.status == "finished"
+    assert slm.load(tmp_path / "run").complete("one cat") is not None
+
+
+def test_scoring_tells_how_far_it_is(home: Path) -> None:
+    run, told = slm.load(home / "pairs"), []
+    examples = given_examples(PAIRS * 3, "source", "target")
+    score_task(run, examples, on_progress=lambda *progress: told.append(progress))
+    (what, first, unknown), *later = told
+    assert (first, unknown) == (0, None)
+    assert {(one, total) for one, _, total in later} == {(what, len(PAIRS * 3))}
+    done = [one for _, one, _ in later]
+    assert len(done) > 1 and done == sorted(done) and done[-1] == len(PAIRS * 3)
+
+
+def test_validation_examples_that_are_training_examples_are_told(home: Path) -> None:
+    own = run_of("pairs", max_steps=1, val_data=[*PAIRS[:2], ("new", "neu")])
+    assert own.data is not None
+    told = "2 examples of the validation are among the training examples, so that its scores are too good"
+    assert told in own.data.found
+    other = run_of("pairs", max_steps=1, val_data=[("new", "neu")])
+    assert other.data is not None and not any("are too good" in line for line in other.data.found)
+
+
+def test_a_label_that_only_the_validation_has_is_told_with_its_file(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "val.tsv").write_text("bird\tone two\ncat\tone cat\n")
+    settings = {"text_field": "1", "label_field": "0", "val_data": tmp_path / "val.tsv"}
+    with pytest.raises(UserError, match=r"the label 'bird' in .*val.tsv is none"):
+        slm.train(home / "labels.tsv", **{**SIZES, "task": "classification", **settings})
 
 
 def test_a_folder_named_as_a_task_has_no_preset() -> None:

@@ -19,7 +19,7 @@ from slm.data.tasks import Encoder, Task
 from slm.data.tokenizer import Tokenizer, byte_tokenizer, train_bpe
 from slm.metrics.evaluate import evaluate
 from slm.model import loss as loss_module
-from slm.model.classifier import Classifier
+from slm.model.classifier import Classifier, max_by_doubling
 from slm.model.loss import WithLoss, next_token_loss
 from slm.training.starting import class_weights_of
 
@@ -84,7 +84,7 @@ def test_pairs_longer_than_a_window_are_left_out_and_counted() -> None:
 
 def test_a_text_has_its_label_at_its_last_place_and_loses_its_end_where_it_is_too_long() -> None:
     encoder = encoder_of("classification", max_seq_len=4)
-    dataset, cut = encoder.labelled(["ab", "abcdef", ""], ["b", "a", "a"])
+    dataset, cut = encoder.labelled(["ab", "abcdef", ""], ["b", "a", "a"], "a.tsv")
     end = encoder.tokenizer.end_id
     rows = [(tokens.tolist(), targets.tolist()) for tokens, targets in (dataset[i] for i in range(3))]
     a, b, c = (encoder.tokenizer.encode(letter)[0] for letter in "abc")
@@ -94,10 +94,10 @@ def test_a_text_has_its_label_at_its_last_place_and_loses_its_end_where_it_is_to
         ([end], [0]),
     ]
     assert cut == 1
-    everywhere, _ = encoder.labelled(["ab", "abcdef"], ["b", "a"], everywhere=True)
+    everywhere, _ = encoder.labelled(["ab", "abcdef"], ["b", "a"], "a.tsv", everywhere=True)
     assert [everywhere[i][1].tolist() for i in range(2)] == [[1, 1, 1], [0, 0, 0, 0]]
-    with pytest.raises(UserError, match="the label 'c' is none that this model knows: 'a', 'b'"):
-        encoder.labelled(["x"], ["c"])
+    with pytest.raises(UserError, match=r"the label 'c' in a\.tsv is none that this model knows: 'a', 'b'"):
+        encoder.labelled(["x"], ["c"], "a.tsv")
 
 
 @pytest.mark.parametrize(
@@ -200,6 +200,23 @@ def test_the_class_head_sees_the_mean_and_the_maximum_of_all_tokens_so_far() -> 
     for t in range(7):
         so_far = torch.cat((x[:, : t + 1].mean(dim=1), x[:, : t + 1].amax(dim=1)), dim=-1)
         torch.testing.assert_close(model(tokens)[:, t], model.class_head(so_far))
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 8, 33])
+def test_the_maximum_by_doubling_and_its_gradient_are_those_of_cummax(length: int) -> None:
+    torch.manual_seed(0)
+    x, upstream = (torch.randn(3, length, 5, dtype=torch.float64) for _ in range(2))
+    found = []
+    for function in (max_by_doubling, lambda x: x.cummax(dim=1).values):
+        leaf = x.clone().requires_grad_()
+        y = function(leaf)
+        y.backward(upstream)
+        found.append((y, leaf.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1])
+    tied = torch.ones(1, length, 1, requires_grad=True)  # however equal ones share it, nothing of it is lost
+    max_by_doubling(tied).sum().backward()
+    assert tied.grad is not None and tied.grad.sum() == length
 
 
 @pytest.mark.parametrize("counting", [0, 1, 5, 30, 50])

@@ -1,7 +1,7 @@
 """The public names of slm. Made by docs/generate.py; do not edit."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 from slm._version import __version__ as __version__
@@ -33,11 +33,11 @@ from slm.writing import Sample as Sample, samples as samples, stream as stream
 from slm.training.loop import Record
 
 def train(
-    data: str | os.PathLike[str] | Iterable[str] | Iterable[int] | Sequence[os.PathLike[str]] | None = None,
+    data: str | os.PathLike[str] | Iterable[str] | Iterable[int] | Sequence[os.PathLike[str]] | Iterable[tuple[object, object]] | Iterable[Mapping[str, object]] | None = None,
     *,
     on_log: Callable[[Record], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
-    val_data: str | os.PathLike[str] | Iterable[str] | Iterable[int] | Sequence[os.PathLike[str]] | None = None,
+    val_data: str | os.PathLike[str] | Iterable[str] | Iterable[int] | Sequence[os.PathLike[str]] | Iterable[tuple[object, object]] | Iterable[Mapping[str, object]] | None = None,
     val_fraction: float = 0.1,
     text_field: str = "text",
     split_documents_on: str | None = None,
@@ -45,13 +45,13 @@ def train(
     val_tokens: int = 1000000,
     mask_documents: bool = False,
     task: Literal["language_model", "pairs", "classification"] = "language_model",
-    init_from: str | None = None,
-    also_evaluate: str | os.PathLike[str] | Iterable[str] | Iterable[int] | Sequence[os.PathLike[str]] | None = None,
+    init_from: str | os.PathLike[str] | None = None,
+    also_evaluate: str | os.PathLike[str] | Sequence[str] | Sequence[os.PathLike[str]] | None = None,
     trainable: Literal["all", "head", "lora"] = "all",
     lora_rank: int = 8,
     source_field: str = "source",
     target_field: str = "target",
-    target_file: str | os.PathLike[str] | Iterable[str] | Iterable[int] | Sequence[os.PathLike[str]] | None = None,
+    target_file: str | os.PathLike[str] | Sequence[str] | Sequence[os.PathLike[str]] | None = None,
     num_beams: int = 4,
     length_penalty: float = 1.0,
     label_field: str = "label",

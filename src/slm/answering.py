@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -103,11 +103,13 @@ def complete(
     num_beams: int | None = None,
     length_penalty: float | None = None,
     max_new_tokens: int | None = None,
+    on_done: Callable[[int], None] | None = None,
 ) -> list[str]:
     """What the model writes as the target of each source, by beam search in the template that it was trained with.
 
     num_beams, length_penalty: None takes those of the run. max_new_tokens: None writes on while the model can look at
-    all of it. Raises UserError for another model, and for a source that leaves no room for a target.
+    all of it. on_done is told how many more sources are done. Raises UserError for another model, and for a source that
+    leaves no room for a target.
     """
     encoder, found = encoder_of(run, PAIRS), texts_of(sources, "sources")
     prompts = encoder.prompts(found)
@@ -130,6 +132,7 @@ def complete(
             num_beams=settings.num_beams,
             length_penalty=settings.length_penalty,
             max_new_tokens=encoder.max_seq_len if max_new_tokens is None else max_new_tokens,
+            on_done=on_done,
         )
     finally:
         run.model.train(was_training)

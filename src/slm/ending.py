@@ -46,6 +46,7 @@ def end(
     folder: RunFolder | None,
     display: Display,
     on_log: Callable[[Record], None] | None,
+    should_stop: Callable[[], bool] | None,
 ) -> None:
     """What comes after the last step: a sample, the yardsticks, the pages, the last files, the summary."""
     history = run.history
@@ -59,7 +60,7 @@ def end(
         if on_log:
             on_log(record)
 
-    _look_back(run, display, data, tell, is_in_memory=folder is None)
+    _look_back(run, display, data, tell, should_stop, is_in_memory=folder is None)
     if folder:
         _finish_folder(folder, run, display)
     path, report = (files.join(folder.path, name) if folder else None for name in (MODEL, REPORT))
@@ -81,13 +82,20 @@ def _finish_folder(folder: RunFolder, run: Run, display: Display) -> None:
 
 
 def _look_back(
-    run: Run, display: Display, data: PreparedData, tell: Callable[[Record], None], *, is_in_memory: bool
+    run: Run,
+    display: Display,
+    data: PreparedData,
+    tell: Callable[[Record], None],
+    should_stop: Callable[[], bool] | None,
+    *,
+    is_in_memory: bool,
 ) -> None:
     """Shows and records what the model writes, what simple predictors score, and how the run ended."""
     history = run.history
     assert history is not None
     if run.metrics and history.status != "interrupted" and data.task:
-        _show_scores(run, display, data, tell, is_in_memory=is_in_memory)
+        if not (display.quiet and is_in_memory):
+            _show_scores(run, display, data, tell, should_stop)
     elif run.metrics and history.status != "interrupted":  # who stops a run wants it to end
         if run.tokenizer and not display.quiet:
             # Only where documents were told apart has the model learned how one begins.
@@ -102,18 +110,26 @@ def _look_back(
 
 
 def _show_scores(
-    run: Run, display: Display, data: PreparedData, tell: Callable[[Record], None], *, is_in_memory: bool
+    run: Run,
+    display: Display,
+    data: PreparedData,
+    tell: Callable[[Record], None],
+    should_stop: Callable[[], bool] | None,
 ) -> None:
     """How well the model does its task on validation examples, beside what trivial predictors score on them."""
-    if display.quiet and is_in_memory:
-        return
     assert data.val_examples and data.train_examples
     try:
         with display.working() as on_progress:
-            on_progress("scoring the answers", 0, None)
+
+            def show(what: str, done: int, total: int | None) -> None:
+                on_progress(what, done, total)
+                if should_stop and should_stop():
+                    raise KeyboardInterrupt("stopped while scoring")
+
             seconds = max(_LEAST_SECONDS, _yardstick_seconds(run, _MOST_SECONDS))
+            most = _num_scored(run, data)
             found = score_task(
-                run, data.val_examples, data.train_examples, most=_num_scored(run, data), seconds=seconds
+                run, data.val_examples, data.train_examples, most=most, seconds=seconds, on_progress=show
             )
     except (Exception, KeyboardInterrupt) as error:  # whatever it is: the model is there, and is not to be lost
         warnings.warn(f"no scores: {str(error) or type(error).__name__}", stacklevel=2)

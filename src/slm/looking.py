@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 
+from slm.answering import complete, encoder_of
 from slm.config import UserError
 from slm.metrics.explain import Explanation, explain_tokens
 from slm.run import Run, load
+from slm.task_config import PAIRS
 
 
 def explain(run: Run | str | os.PathLike[str], text: str) -> Explanation:
@@ -14,9 +16,10 @@ def explain(run: Run | str | os.PathLike[str], text: str) -> Explanation:
 
     run: a Run, its folder or URL, or a model.pt. In a notebook the result shows itself; `slm-explain` writes it as a
     page. Where the model was trained on many documents, the text is taken as the beginning of one, so that its first
-    token has a probability, too. A text has at most 256 tokens, at most max_seq_len, and few enough that layers x heads
-    x tokens x tokens is at most 2,000,000. Raises UserError for a longer text, for an empty one, and for a run without
-    a tokenizer; UserError and OSError where a run cannot be loaded.
+    token has a probability, too. Of a model for pairs the text is a source, explained with the target that the model
+    writes for it, in its template. A text has at most 256 tokens, at most max_seq_len, and few enough that layers x
+    heads x tokens x tokens is at most 2,000,000. Raises UserError for a longer text, for an empty one, and for a run
+    without a tokenizer; UserError and OSError where a run cannot be loaded.
     """
     if not isinstance(text, str):
         raise UserError(f"text = {text!r:.60}: must be a str.")
@@ -32,6 +35,10 @@ def explain(run: Run | str | os.PathLike[str], text: str) -> Explanation:
         raise UserError(
             "this model has no tokenizer, for it was trained on dummy tokens or on token ids: it cannot read text."
         )
+    if run.task:
+        encoder = encoder_of(run, PAIRS)
+        row = encoder.row(text, complete(run, text)[0])[: encoder.max_seq_len]  # a target that filled it has no end
+        return explain_tokens(run.model, row, run.tokenizer, begins=True)
     ids = run.tokenizer.encode(text)
     if not ids:
         raise UserError("the text is empty: give one of at least one token.")

@@ -97,7 +97,7 @@ class Run:
     def complete(self, source: str | Sequence[str], **settings: Any) -> Any:
         """The target that a model trained on pairs writes for a source, or the list of those of several.
 
-        settings: num_beams, length_penalty (by default the run's own), max_new_tokens (200).
+        settings: num_beams, length_penalty (by default the run's own), max_new_tokens (as many as it can look at).
         """
         made = complete(self, source, **settings)
         return made[0] if isinstance(source, str) else made
@@ -310,7 +310,7 @@ def _train(
             on_log=_both(show, on_log),
             should_stop=should_stop,
         )
-    end(run, data, folder, display, on_log)
+    end(run, data, folder, display, on_log, should_stop)
     return run
 
 

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from slm.run import Run
 
 _SHOWN = 8  # examples that are kept to be looked at
-
-
+SCORING = "scoring the answers"
 SETTINGS = ("source_field", "target_field", "target_file", "label_field", "num_beams", "length_penalty")
 
 
@@ -64,11 +63,10 @@ def evaluate_task(
     else:
         examples = dataclasses.replace(own.val_examples, name=f"the validation part of {own.name}")
     train = None if own is None or isinstance(own, str) else own.train_examples
-    on_progress("scoring the answers", 0, None)
     home = next(run.model.parameters()).device
     run.model.to(choose_device(device)[0])
     try:
-        found = score_task(run, examples, train if with_yardsticks else None, task=task)
+        found = score_task(run, examples, train if with_yardsticks else None, task=task, on_progress=on_progress)
     finally:
         run.model.to(home)
     missing = (f"no yardsticks, which learn from the training examples: {own}",) if isinstance(own, str) else ()
@@ -93,6 +91,7 @@ def score_task(
     most: int | None = None,
     task: TaskConfig | None = None,
     seconds: float | None = None,
+    on_progress: Progress = lambda what, done, total: None,
 ) -> TaskEvaluation:
     """The scores of a run on examples, or on so many of them, spread evenly; yardsticks learn from `train`, if any.
 
@@ -100,11 +99,19 @@ def score_task(
     """
     assert run.task is not None
     part = _part(examples, most)
+    on_progress(SCORING, 0, None)
     if run.task.name == CLASSIFICATION:
         return _score_labels(run, part, train, seconds)
     part, too_long = _that_fit(run, part)
     search = {"num_beams": task.num_beams, "length_penalty": task.length_penalty} if task else {}
-    written = complete(run, part.inputs, **search)  # type: ignore[arg-type]
+    done = 0
+
+    def on_done(more: int) -> None:
+        nonlocal done
+        done += more
+        on_progress(SCORING, done, len(part.inputs))
+
+    written = complete(run, part.inputs, on_done=on_done, **search)  # type: ignore[arg-type]
     scores = score_texts(written, part.outputs)
     beside = []
     if train:
@@ -137,15 +144,12 @@ def _that_fit(run: Run, examples: Examples) -> tuple[Examples, int]:
 def _score_labels(run: Run, examples: Examples, train: Examples | None, seconds: float | None) -> TaskEvaluation:
     assert run.task is not None
     labels = run.task.labels
-    number_of = {label: number for number, label in enumerate(labels)}
-    if unknown := sorted(set(examples.outputs) - set(labels)):
-        known = ", ".join(map(repr, labels))
-        raise UserError(f"the label {unknown[0]!r} in {examples.name} is none that this model knows: {known:.200}.")
+    true = run.task.numbers_of(examples.outputs, examples.name)
     answered = [one.label for one in classify(run, examples.inputs)]
-    true, predicted = ([number_of[label] for label in column] for column in (examples.outputs, answered))
+    predicted = run.task.numbers_of(answered, "the answers")
     beside, missing = [], ""
     if train:
-        trained = [number_of[label] for label in train.outputs]
+        trained = run.task.numbers_of(train.outputs, train.name)
         found, missing = label_yardsticks(train.inputs, trained, examples.inputs, true, labels, seconds=seconds)
         beside = [Beside(one.name, metrics_of(one.scores), one.told) for one in found]
     scores = score_labels(true, predicted, labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable
 from typing import Any
@@ -43,6 +44,10 @@ def read_examples(
     if val_given is None and not val_names:
         return split_examples(train, config.val_fraction, stratify=task.task == CLASSIFICATION)
     val = read_all(val_names, targets[len(names) :], val_given, task, config.text_field, on_progress)
+    known = set(zip(train.inputs, train.outputs, strict=True))
+    if seen := sum(example in known for example in zip(val.inputs, val.outputs, strict=True)):
+        told = f"{many(seen, 'example')} of the validation {'is' if seen == 1 else 'are'} among the training examples"
+        train = dataclasses.replace(train, found=(*train.found, f"{told}, so that its scores are too good"))
     return train, val, f"all of {val.name}"
 
 
@@ -140,7 +145,7 @@ def _make_tokenizer(name: str, examples: Examples, vocab_size: int, task: str) -
 def _encoded(encoder: Encoder, examples: Examples, *, everywhere: bool = False) -> tuple[ExampleDataset, int]:
     if encoder.task.name == PAIRS:
         return encoder.pairs(examples.inputs, examples.outputs)
-    return encoder.labelled(examples.inputs, examples.outputs, everywhere=everywhere)
+    return encoder.labelled(examples.inputs, examples.outputs, examples.name, everywhere=everywhere)
 
 
 def _lost(task: Task, count: int, max_seq_len: int) -> list[str]:

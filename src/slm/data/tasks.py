@@ -59,6 +59,17 @@ class Task:
         """Plain values for a model file."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
+    def numbers_of(self, labels: Sequence[str], name: str) -> list[int]:
+        """The number of each label. Raises UserError for one that is not known; name: where they come from."""
+        number_of = {label: number for number, label in enumerate(self.labels)}
+        if unknown := sorted(set(labels) - set(number_of)):
+            known = ", ".join(map(repr, self.labels))
+            raise UserError(
+                f"the label {unknown[0]!r} in {name} is none that this model knows: {known:.200}. Train with examples "
+                "of it, or leave out those that have it."
+            )
+        return [number_of[label] for label in labels]
+
     @property
     def special_tokens(self) -> tuple[str, ...]:
         """The tokens of the template, each once."""
@@ -83,6 +94,11 @@ class Encoder:
         template = self.task.template
         cut = template.index(TARGET) if TARGET in template else None
         return [ids.tolist() for ids in self._filled(template[:cut], texts)]
+
+    def row(self, source: str, target: str) -> list[int]:
+        """The tokens of a pair in its template."""
+        ids: list[int] = next(self._filled(self.task.template, [source], [target])).tolist()
+        return ids
 
     def _filled(self, template: Sequence[str], *columns: Sequence[str]) -> Iterator[Ids]:
         """Row after row of ids: special tokens as they stand, slots filled from the columns in order.
@@ -125,24 +141,20 @@ class Encoder:
         return ExampleDataset(rows), too_long
 
     def labelled(
-        self, texts: Sequence[str], labels: Sequence[str], *, everywhere: bool = False
+        self, texts: Sequence[str], labels: Sequence[str], name: str, *, everywhere: bool = False
     ) -> tuple[ExampleDataset, int]:
         """(The rows of texts, with the number of the label as the target of the last place; how many were cut.)
 
         everywhere: as the target of every place, to learn the label from each beginning of a text, which is far more
-        to learn from. A text of more than max_seq_len tokens loses its end.
+        to learn from. name: where the labels come from. A text of more than max_seq_len tokens loses its end.
         """
-        number_of = {label: number for number, label in enumerate(self.task.labels)}
-        unknown = sorted(set(labels) - set(number_of))
-        if unknown:
-            known = ", ".join(map(repr, self.task.labels))
-            raise UserError(f"the label {unknown[0]!r} is none that this model knows: {known:.200}.")
+        numbers = self.task.numbers_of(labels, name)
         rows: list[tuple[Ids, Ids]] = []
         cut = 0
-        for row, label in zip(self._filled(self.task.template, texts), labels, strict=True):
+        for row, number in zip(self._filled(self.task.template, texts), numbers, strict=True):
             cut += len(row) > self.max_seq_len
             tokens = row[: self.max_seq_len]
-            goals = np.full(len(tokens), number_of[label] if everywhere else IGNORE_INDEX, np.int64)
-            goals[-1] = number_of[label]
+            goals = np.full(len(tokens), number if everywhere else IGNORE_INDEX, np.int64)
+            goals[-1] = number
             rows.append((tokens, goals))
         return ExampleDataset(rows), cut

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 
 from slm.display.words import CALM_SECONDS, clock
 
+_FEW = 100_000  # so few are no bytes, which would be done at once
+
 
 class Rate:
-    """Bytes done, per second, and the time left, in words, since one piece of work began."""
+    """Bytes done, per second, and the time left, in words, since one piece of work began; or things, where few."""
 
     def __init__(self) -> None:
         self.what, self.first, self.began = "", 0, 0.0
@@ -27,6 +29,8 @@ class Rate:
         of, left = "", ""
         if total and total >= done:
             of, left = f" of {total / 1e6:,.1f}", f", {clock((total - done) / rate)} left"
+        if total and total < _FEW:
+            return new, f"{done:,} of {total:,}{left}"
         return new, f"{done / 1e6:,.1f}{of} MB, {rate / 1e6:,.1f} MB/s{left}"
 
 

@@ -6,7 +6,7 @@ Shapes: B rows, each of them a beam of a prompt, V vocab_size.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -39,6 +39,7 @@ def beam_search(
     num_beams: int = 4,
     length_penalty: float = 1.0,
     max_new_tokens: int = 200,
+    on_done: Callable[[int], None] | None = None,
 ) -> list[list[Hypothesis]]:
     """For each prompt up to num_beams hypotheses, the best score first; of equal ones that which was found first.
 
@@ -54,8 +55,8 @@ def beam_search(
     tokens are so much likelier than those before that its score rises; but until that is ruled out, nearly every
     search would go on for max_new_tokens, and num_beams = 1 would not be greedy decoding, which it is, exactly.
 
-    A prompt gets the same in any batch, to rounding. Raises UserError where an argument makes no sense, and for a
-    prompt that leaves no room in max_seq_len.
+    A prompt gets the same in any batch, to rounding. on_done is told how many more prompts are done. Raises UserError
+    where an argument makes no sense, and for a prompt that leaves no room in max_seq_len.
     """
     rows = rows_of(prompts, model.config.vocab_size)
     _check(model, rows, end_id, num_beams, length_penalty, max_new_tokens)
@@ -68,6 +69,8 @@ def beam_search(
             reader = CachedReader(model)
             for group in _groups(searches, num_beams):
                 _run(group, reader, num_beams)
+                if on_done:
+                    on_done(len(group))
     finally:
         model.train(was_training)
     return [search.finished for search in searches]

@@ -45,6 +45,26 @@ class Classifier(LanguageModel):
         x = self.features(tokens, cache)  # (B, T, D)
         x = x.to(torch.promote_types(x.dtype, torch.float32))  # sums need more digits than bf16 has
         counts = torch.arange(1, tokens.size(1) + 1, device=x.device)[:, None]
-        so_far = torch.cat((x.cumsum(dim=1) / counts, x.cummax(dim=1).values), dim=-1)  # (B, T, 2D)
+        so_far = torch.cat((x.cumsum(dim=1) / counts, running_max(x)), dim=-1)  # (B, T, 2D)
         logits: Tensor = self.class_head(so_far)
         return logits
+
+
+def running_max(x: Tensor) -> Tensor:
+    """The maximum of all positions so far: (B, T, D) -> (B, T, D)."""
+    if x.device.type == "cpu":
+        return x.cummax(dim=1).values
+    return max_by_doubling(x)
+
+
+def max_by_doubling(x: Tensor) -> Tensor:
+    """`running_max` in the manner of Hillis and Steele 1986: (B, T, D) -> (B, T, D).
+
+    Slower than torch.cummax; but the gradient of that one is added up in any order on a GPU, and no training is the
+    same twice.
+    """
+    reach = 1
+    while reach < x.size(1):  # each position knows the maximum of so many, itself included
+        x = torch.cat((x[:, :reach], torch.maximum(x[:, reach:], x[:, :-reach])), dim=1)
+        reach *= 2
+    return x

@@ -260,7 +260,7 @@ class Trainer:
         self.take_smaller(result.micro_batch_size)
         self.watch.add(self.step, lr, result)
         if self.step in (1, self.total_steps) or self.step % self.config.log_every == 0:
-            self.watch.read(leave=self.watch.lag)
+            self.watch.read(leave=self.watch.lag if self.step > 1 else 0)  # the first line has a loss, too
             self.log(lr)
         if self.watch.message:
             self.history.status, self.history.message = "diverged", self.watch.message

@@ -226,5 +226,5 @@ def _sample(letter: str, run: Recorded) -> str:
         return f"<p><b>{letter}</b>:</p>{table(('given', 'expected', 'answered'), rows)}"
     if not run.samples:
         return f"<p><b>{letter}</b>: nothing was kept of what it wrote.</p>"
-    last = run.samples[-1]
-    return f"<p><b>{letter}</b>, step {last['step']:,}:</p>{written(last['prompt'], last['sample'])}"
+    last, end = run.samples[-1], "\n" if run.task else ""
+    return f"<p><b>{letter}</b>, step {last['step']:,}:</p>{written(last['prompt'] + end, last['sample'])}"

@@ -41,8 +41,9 @@ _OF_LABELS = {
     "label": "What a text is to be called: spam or no spam, say. Each text has exactly one.",
     "class head": "The part of the model that turns what it has read into a score for each label.",
     "loss": "How surprised the model is by the true label, on average, in nats. 0 would be no surprise at all; to "
-    "guess among n labels has the logarithm of n. Lower is better. train loss is on the training examples, val_loss on "
-    "the validation examples.",
+    "guess among n labels has the logarithm of n. Lower is better. val_loss is on the validation examples. train loss "
+    "is on the training examples, and harder: every beginning of a text is asked for the label, with some words "
+    "exchanged, so that it may stay above the val_loss.",
     "accuracy": "Of all examples, the share to which the model gives the right label.",
     "precision": "Of the examples to which the model gave this label, the share that really has it.",
     "recall": "Of the examples that really have this label, the share to which the model gave it.",
