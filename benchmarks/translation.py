@@ -1,7 +1,7 @@
 """How well a translator is that a laptop trains from nothing in some minutes: BLEU against minutes on Multi30k.
 
     pip install 'slm[translate]'
-    python benchmarks/translation.py --data_dir DIR [--minutes 1 3 10 20] [--results FILE]
+    python benchmarks/translation.py --data_dir DIR [--minutes 1 3 10 20] [--results FILE] [--picture FILE]
 
 DIR holds multi30k.{train,val,test_2016_flickr}.{en,de}.gz: 29,000 English captions with German translations. For each
 number of minutes the command `slm-train --task pairs --max_minutes N` runs as a user would, its sizes those of the
@@ -29,9 +29,10 @@ PARTS = ("train", "val", "test_2016_flickr")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path)
-    parser.add_argument("--minutes", type=float, nargs="+", default=[1, 3, 10, 20])
+    parser.add_argument("--minutes", type=float, nargs="+", default=[1.0, 3.0, 10.0, 20.0])
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--results", type=Path, help="A file that keeps measurements, to go on with later.")
+    parser.add_argument("--picture", help="Where to draw the curve, a .png or .svg.")
     parser.add_argument("--task", type=json.loads, help="Used by the benchmark itself.")
     arguments = parser.parse_args()
     if arguments.task:
@@ -40,8 +41,9 @@ def main() -> None:
     results = Results(arguments.results, __file__)
     print(f"BLEU on test_2016_flickr, English to German; {where()}\n", flush=True)
     print("minutes   BLEU   chrF  exact match  copy  most similar  parameters   steps  training s  command s")
+    curve: dict[float, dict[str, Any]] = {}
     for minutes in arguments.minutes:
-        one = results.of_task({"data_dir": str(arguments.data_dir), "minutes": minutes, "seed": arguments.seed})
+        curve[minutes] = one = results.of_task({"data_dir": str(arguments.data_dir), "minutes": minutes, "seed": arguments.seed})
         copy, similar = one["yardsticks"]
         print(
             f"{minutes:>7g} {one['bleu']:>6.2f} {one['chrf']:>6.2f} {100 * one['exact_match']:>10.2f} % {copy:>5.2f} "
@@ -49,6 +51,29 @@ def main() -> None:
             f"{one['command']:>10.0f}",
             flush=True,
         )
+    if arguments.picture:
+        _draw(curve, arguments.picture)
+
+
+def _draw(curve: dict[float, dict[str, Any]], path: str) -> None:
+    """BLEU against minutes, above what the most similar training caption's translation has."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.6), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    minutes, bleu = list(curve), [one["bleu"] for one in curve.values()]
+    axes.plot(minutes, bleu, marker="o", color="#0b6e4f")
+    for x, y in zip(minutes, bleu, strict=True):
+        axes.annotate(f"{y:.1f}", (x, y), textcoords="offset points", xytext=(0, 7), ha="center")
+    similar = next(iter(curve.values()))["yardsticks"][1]
+    axes.axhline(similar, color="#888888", linestyle="--")
+    axes.annotate("most similar training caption's translation", (minutes[0], similar + 0.7), color="#555555")
+    axes.set_xscale("log")
+    axes.set_xticks(minutes, [f"{x:g}" for x in minutes])
+    axes.minorticks_off()
+    axes.set(xlabel="minutes of training", ylabel="BLEU on the test captions", ylim=(0, 1.15 * max(bleu)))
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
 
 
 def unpacked(data_dir: Path) -> Path:

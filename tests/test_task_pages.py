@@ -522,6 +522,15 @@ def test_runs_of_one_task_are_ranked_by_their_scores(home: Path) -> None:
     assert "nats per label" in page.text and "perplexity" not in page.text
 
 
+def test_a_source_and_what_was_written_for_it_stand_apart() -> None:
+    sample = {"step": 2, "prompt": "a source", "sample": "its target"}
+    for made_with, between in (({"task": {"name": "pairs"}}, "\n"), ({}, "")):
+        one = Recorded("run", [sample], {}, {"slm": "1", **made_with})
+        text = comparison_page([one, one], [])
+        check_well_formed(text)
+        assert text.count(f"a source{between}</span>its target") == 2
+
+
 def test_runs_of_different_tasks_are_not_ranked(home: Path) -> None:
     for names in (("labels", "pairs"), ("pairs", "base"), ("base", "labels", "tuned"), ("stopped", "labels")):
         text, _ = comparison([str(home / name) for name in names])
