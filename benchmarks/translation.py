@@ -43,7 +43,8 @@ def main() -> None:
     print("minutes   BLEU   chrF  exact match  copy  most similar  parameters   steps  training s  command s")
     curve: dict[float, dict[str, Any]] = {}
     for minutes in arguments.minutes:
-        curve[minutes] = one = results.of_task({"data_dir": str(arguments.data_dir), "minutes": minutes, "seed": arguments.seed})
+        task = {"data_dir": str(arguments.data_dir), "minutes": minutes, "seed": arguments.seed}
+        curve[minutes] = one = results.of_task(task)
         copy, similar = one["yardsticks"]
         print(
             f"{minutes:>7g} {one['bleu']:>6.2f} {one['chrf']:>6.2f} {100 * one['exact_match']:>10.2f} % {copy:>5.2f} "
