@@ -17,6 +17,7 @@ import slm
 from slm.config import ModelConfig
 from slm.data.tokenizer import Tokenizer, byte_tokenizer, char_tokenizer, train_bpe
 from slm.metrics.explain import MOST_TOKENS, MOST_WEIGHTS, Explanation, explain_tokens, most_tokens
+from slm.metrics.pages.explanation import explanation_page
 from slm.model import LanguageModel
 from slm.run import Run
 
@@ -297,7 +298,19 @@ def test_a_source_is_explained_with_the_target_that_the_model_writes(monkeypatch
     assert found.begins is True
     assert "".join(found.tokens) == f"<|endoftext|>{word}<|target|>{target}<|endoftext|>"
     assert run.tokenizer is not None
-    assert found.num_predicted == len(run.tokenizer.encode(word)) + len(run.tokenizer.encode(target)) + 2
+    tokens = run.tokenizer.encode(target)
+    assert found.num_predicted == len(tokens) + 1 and found.num_given == len(word) + 2
+    ids = torch.tensor([found.ids])
+    with torch.no_grad():
+        log_probabilities = run.model(ids)[0].log_softmax(dim=-1)
+    for place, p in enumerate(found.probability):
+        if place < found.num_given:
+            assert p is None and found.surprisal[place] is None and found.rank[place] is None
+            assert found.alternatives[place] == ()
+        else:
+            assert p == pytest.approx(log_probabilities[place - 1, found.ids[place]].exp().item(), rel=1e-5)
+            assert len(found.alternatives[place]) > 1
+    assert f"The first {found.num_given} tokens are the source" in explanation_page(found, "a title")
     # One that it never ended fills the window, and has no end.
     monkeypatch.setattr("slm.looking.complete", lambda run, source: ["e" * 100])
     assert slm.explain(run, word).tokens[-1] == "e"

@@ -38,7 +38,7 @@ def explain(run: Run | str | os.PathLike[str], text: str) -> Explanation:
     if run.task:
         encoder = encoder_of(run, PAIRS)
         row = encoder.row(text, complete(run, text)[0])[: encoder.max_seq_len]  # a target that filled it has no end
-        return explain_tokens(run.model, row, run.tokenizer, begins=True)
+        return explain_tokens(run.model, row, run.tokenizer, begins=True, given=len(encoder.prompts([text])[0]))
     ids = run.tokenizer.encode(text)
     if not ids:
         raise UserError("the text is empty: give one of at least one token.")

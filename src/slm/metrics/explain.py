@@ -47,7 +47,8 @@ class Lens:
 class Explanation:
     """The numbers of a text of T tokens, token by token; those of the first one are None, for nothing stands before it.
 
-    Where a model begins each document with a token of its own, that is the first one.
+    Where a model begins each document with a token of its own, that is the first one. Of a pair the source has none
+    either: no model learned to expect it.
     """
 
     tokens: tuple[str, ...]
@@ -67,9 +68,14 @@ class Explanation:
         return math.fsum(value for value in self.surprisal if value is not None)
 
     @property
+    def num_given(self) -> int:
+        """How many tokens, the first ones, have no probability."""
+        return sum(value is None for value in self.probability)
+
+    @property
     def num_predicted(self) -> int:
         """How many tokens have a probability."""
-        return len(self.tokens) - 1
+        return len(self.tokens) - self.num_given
 
     @property
     def loss(self) -> float:
@@ -105,10 +111,11 @@ def most_tokens(config: ModelConfig) -> int:
 
 @torch.no_grad()
 def explain_tokens(
-    model: LanguageModel, tokens: Sequence[int], tokenizer: Tokenizer, *, begins: bool = False
+    model: LanguageModel, tokens: Sequence[int], tokenizer: Tokenizer, *, begins: bool = False, given: int = 1
 ) -> Explanation:
     """What the model made of token ids. begins: the first one begins a document, and is none of the text.
 
+    given: so many at the beginning were not to be expected, and get no numbers, as the first one never does.
     A text has at most 256 tokens, at most max_seq_len, and few enough that attention has 2,000,000 weights in all
     layers and heads. The model runs once, as it is, and hooks listen; it is left in the mode it was in. Raises
     UserError for no token, and for more than it allows.
@@ -132,10 +139,10 @@ def explain_tokens(
         tokens=tuple(map(text_of, tokens)),
         ids=tuple(tokens),
         begins=begins,
-        probability=(None, *truth[:, 0].exp().tolist()),
-        surprisal=(None, *(-truth[:, 0]).tolist()),
-        rank=(None, *ranks.tolist()),
-        alternatives=((), *best[:-1]),
+        probability=(*[None] * given, *truth[given - 1 :, 0].exp().tolist()),
+        surprisal=(*[None] * given, *(-truth[given - 1 :, 0]).tolist()),
+        rank=(*[None] * given, *ranks[given - 1 :].tolist()),
+        alternatives=(*[()] * given, *best[given - 1 : -1]),
         following=best[-1],
         attention=np.stack([_weights(q, k, heard.mask) for q, k in heard.queries_and_keys()]),
         lens=_lens(model, heard.streams, targets, text_of),

@@ -77,6 +77,11 @@ def _introduction(explanation: Explanation) -> str:
         if explanation.begins
         else " Before the first token the model had seen nothing, so that one has no numbers."
     )
+    if explanation.num_given > 1:
+        start += (
+            f" The first {explanation.num_given:,} tokens are the source and what stands around it in every pair. They "
+            "are given, and the model never learned to expect them: they have no numbers."
+        )
     return (
         "<p>A language model reads a text from left to right, in <em>tokens</em>: words, parts of words, single "
         "characters or bytes. Before each token it has given every token of its vocabulary a probability of being the "
@@ -116,9 +121,9 @@ def _told(explanation: Explanation) -> Iterator[_Told]:
 def _surprise(explanation: Explanation) -> str:
     """The text with each token in the shade of its surprisal, and what they add up to."""
     spans = []
-    for one in _told(explanation):
+    for number, one in enumerate(_told(explanation)):
         told = f"{one.probability}, surprisal {one.surprisal} nats, rank {one.rank}"
-        told = told if one.is_known else "no numbers: nothing stands before it"
+        told = told if one.is_known else f"no numbers: {'it is given' if number else 'nothing stands before it'}"
         spans.append(f'<span class="t {one.shade}" title="{escaped(told)}">{escaped(visible(one.piece))}</span>')
     legend = "".join(f'<span class="t s{number}">{escaped(name)}</span> ' for number, name in enumerate(_SHADES))
     numbers = (
