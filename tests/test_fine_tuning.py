@@ -16,6 +16,7 @@ import slm
 from slm import reading
 from slm.config import RECIPES, UserError
 from slm.data.tasks import Task
+from slm.data.tokenizer import char_tokenizer
 from slm.recipes import TASK_PRESETS
 from slm.training.starting import checksum, grown, read_model
 
@@ -69,6 +70,37 @@ def test_tokenizer_and_sizes_come_along(home: Path, task: str) -> None:
     )
     assert run.resolved["learning_rate"] == pytest.approx(peak)
     assert tuned(home, task, learning_rate=2e-3).resolved["learning_rate"] == 2e-3
+
+
+def test_an_optimizer_of_ones_own_leaves_the_rest_of_the_preset(home: Path) -> None:
+    base = slm.load(home / "base")
+    preset = {name: tuned(home).resolved[name] for name in ("optimizer", "learning_rate", "epochs")}
+    same = tuned(home, optimizer=base.resolved["optimizer"]).resolved
+    assert {name: same[name] for name in preset} == preset
+    other = "adamw" if base.resolved["optimizer"] == "muon" else "muon"
+    found = tuned(home, optimizer=other).resolved
+    assert found["epochs"] == preset["epochs"] and found["optimizer"] == other
+    assert found["learning_rate"] != preset["learning_rate"]  # which is of the other optimizer
+
+
+def test_examples_reach_as_far_as_a_base_that_looks_farther_than_a_new_model_would(tmp_path: Path) -> None:
+    settings = {**ROPE, "max_seq_len": 600, "max_steps": 1, "batch_size": 1}
+    slm.train([make_text(4000)], model_dir=tmp_path / "base", **settings)
+    long = [(f"{letter} the old dog " * 40, f"the {letter}") for letter in "abcdefgh"]  # tokens are characters
+    run = slm.train(long, init_from=tmp_path / "base", task="pairs", **{**TUNED, "max_steps": 1, "batch_size": 2})
+    assert run.model.config.max_seq_len == 600
+    assert run.data is not None and run.data.train_dataset.window == 40 * 14 + 6
+
+
+def test_lora_cannot_teach_an_end_that_the_tokenizer_lacks(home: Path, tmp_path: Path) -> None:
+    backend = json.loads(char_tokenizer([make_text(100)]).to_json())
+    text = json.dumps(backend).replace("<|endoftext|>", "<other>")
+    (tmp_path / "tokenizer.json").write_text(text)
+    slm.train([make_text(400)], model_dir=tmp_path / "base", **{**ROPE, "tokenizer": tmp_path / "tokenizer.json"})
+    settings = {"init_from": tmp_path / "base", "task": "pairs", **TUNED}
+    with pytest.raises(UserError, match=r"trainable = 'lora': the tokenizer of .* has no token that ends a text"):
+        slm.train(PAIRS, trainable="lora", **settings)
+    assert slm.train(PAIRS, **settings).complete("the a") is not None
 
 
 def test_the_first_step_begins_at_the_weights_of_the_base(home: Path) -> None:
@@ -125,6 +157,12 @@ def test_what_does_not_fit_the_base_is_refused_before_the_first_step(
     with pytest.raises((UserError, OSError), match=told):
         tuned(home, model_dir=tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_rank_without_lora_is_refused(home: Path) -> None:
+    with pytest.raises(UserError, match="lora_rank = 4 is for trainable = 'lora'"):
+        tuned(home, lora_rank=4)
+    assert tuned(home, trainable="lora", lora_rank=4).resolved["lora_rank"] == 4
 
 
 @pytest.mark.parametrize("name", ["trainable", "also_evaluate"])
@@ -205,6 +243,8 @@ def test_a_base_that_moved_is_named_and_another_one_is_refused(home: Path, tmp_p
     found = slm.load(tmp_path / "lora", base=tmp_path / "moved")
     tokens = torch.randint(0, run.model.config.vocab_size, (1, 5))
     assert torch.equal(found.model(tokens), run.model.eval()(tokens))
+    found.save(tmp_path / "again")  # which knows the new place
+    assert torch.equal(slm.load(tmp_path / "again").model(tokens), run.model(tokens))
     tuned(home, model_dir=tmp_path / "other")
     with pytest.raises(UserError, match="has other weights"):
         slm.load(tmp_path / "lora", base=tmp_path / "other")

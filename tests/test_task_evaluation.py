@@ -16,10 +16,10 @@ from slm.metrics.translations import TextScores
 from slm.task_scores import _part, _shown
 
 
-def evaluation(labels: int = 2, **others: object) -> TaskEvaluation:
+def evaluation(labels: int = 2, times: int = 100, **others: object) -> TaskEvaluation:
     names = [f"label {number:02}" for number in range(labels)]
-    scores = score_labels([0, 1, 1, 0], [0, 1, 0, 0], names)
-    return TaskEvaluation("classification", "some file", 4, scores, **others)  # type: ignore[arg-type]
+    scores = score_labels([0, 1, 1, 0] * times, [0, 1, 0, 0] * times, names)
+    return TaskEvaluation("classification", "some file", 4 * times, scores, **others)  # type: ignore[arg-type]
 
 
 def test_the_table_ranks_the_model_among_the_yardsticks_and_tells_who_is_better() -> None:
@@ -32,6 +32,14 @@ def test_the_table_ranks_the_model_among_the_yardsticks_and_tells_who_is_better(
     told = evaluation(yardsticks=[worse, better]).lines()
     assert f"{THIS_MODEL} is not better than the best yardstick, better" in told
     assert f"{THIS_MODEL} is better than the best yardstick, worse" in evaluation(yardsticks=[worse]).lines()
+
+
+def test_a_difference_that_few_examples_cannot_tell_is_told_as_chance() -> None:
+    told = f"{THIS_MODEL} is about as good as the best yardstick, other: the difference may be chance"
+    for macro_f1 in (0.3, 0.9):
+        other = Beside("other", {"accuracy": macro_f1, "macro_f1": macro_f1})
+        assert told in evaluation(times=2, yardsticks=[other]).lines()
+        assert told not in evaluation(times=100, yardsticks=[other]).lines()
 
 
 def test_as_good_as_a_yardstick_is_not_better() -> None:

@@ -667,6 +667,7 @@ def test_more_data_is_of_the_same_kind() -> None:
     run = with_model(0.9, 0.9)
     for data, targets, flags in (
         (["a.de"], ["a.en"], "--data a.de more.de --target_file a.en more.en"),
+        (["a.de"], ["a.en", "val.en"], "--data a.de more.de --target_file a.en more.en val.en"),
         (["a b.csv"], None, "--data 'a b.csv' more.csv"),
         (["stories:1MB"], None, "--data stories:5MB"),
     ):

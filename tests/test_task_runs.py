@@ -485,12 +485,35 @@ def test_scoring_tells_how_far_it_is(home: Path) -> None:
 
 
 def test_validation_examples_that_are_training_examples_are_told(home: Path) -> None:
-    own = run_of("pairs", max_steps=1, val_data=[*PAIRS[:2], ("new", "neu")])
+    own = run_of("pairs", max_steps=1, val_data=[PAIRS[0], (PAIRS[1][0], "another target"), ("new", "neu")])
     assert own.data is not None
-    told = "2 examples of the validation are among the training examples, so that its scores are too good"
+    told = "2 sources of the validation are among those of the training, so that its scores are too good"
     assert told in own.data.found
     other = run_of("pairs", max_steps=1, val_data=[("new", "neu")])
     assert other.data is not None and not any("are too good" in line for line in other.data.found)
+
+
+def test_an_evaluation_reads_a_part_of_many_validation_examples_and_the_same_one_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    val = [(f"one {n}", f"eins {n}") for n in range(300)]
+    settings = {**SIZES, "task": "pairs", "val_data": val, "val_tokens": 100, "max_steps": 6, "quiet": False}
+    whole = slm.train(PAIRS, **settings)
+    assert whole.data is not None and whole.data.val_examples is not None
+    part = whole.data.val_dataset
+    tokens = sum(len(part[place][0]) for place in range(len(part)))
+    assert 60 < tokens <= 150 and len(whole.data.val_examples.inputs) == 300
+    assert f"300 examples, of which evaluations read {len(part)}" in capsys.readouterr().out
+    stops = iter(range(100))
+    slm.train(PAIRS, model_dir=tmp_path / "run", should_stop=lambda: next(stops) >= 3, **settings)
+    again = slm.train(PAIRS, model_dir=tmp_path / "run", **settings)
+    assert again.metrics["val_loss"] == whole.metrics["val_loss"]
+
+
+def test_a_file_of_targets_without_a_text_is_refused(home: Path) -> None:
+    for data, told in ((PAIRS, "is for text files named with data"), ("stories:20KB", "has targets already")):
+        with pytest.raises(UserError, match=told):
+            slm.train(data, **{**SIZES, "task": "pairs", "target_file": home / "a.de"})
 
 
 def test_a_label_that_only_the_validation_has_is_told_with_its_file(home: Path, tmp_path: Path) -> None:

@@ -141,6 +141,22 @@ def test_a_batch_is_filled_up_behind_each_example_with_targets_that_do_not_count
     assert item.tolist() == goals.tolist() == [chosen[0] + 1] * lengths[chosen[0]]
 
 
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=200), most=st.integers(1, 5000))
+def test_a_part_has_about_so_many_tokens_evenly_spread_and_is_the_same_of_a_part(lengths: list[int], most: int) -> None:
+    whole = dataset_of(lengths)
+    part = whole.part(most)
+    numbers = [int(part[place][0][0]) - 1 for place in range(len(part))]
+    steps = [b - a for a, b in itertools.pairwise(numbers)]
+    assert numbers[0] == 0 and (not steps or 0 <= max(steps) - min(steps) <= 1)
+    assert all(len(part[place][0]) == lengths[number] for place, number in enumerate(numbers))
+    assert len(part) == min(len(lengths), max(1, int(most / (sum(lengths) / len(lengths)))))
+    assert part.num_targets == part.lengths.sum() == sum(lengths[number] for number in numbers)
+    assert len(part.tokens) == len(whole.tokens)
+    for again in (part.part(most), whole.part(7).part(most)):
+        assert torch.equal(torch.from_numpy(again.lengths), torch.from_numpy(part.lengths))
+    assert len(whole) == len(lengths)  # which stays as it is
+
+
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=700), size=st.integers(1, 9), epoch=st.integers(0, 3))
 def test_an_epoch_has_each_example_once_in_batches_and_can_begin_at_any_of_them(
     lengths: list[int], size: int, epoch: int

@@ -90,15 +90,11 @@ def test_without_sacrebleu_its_scores_are_none_and_the_command_is_told(
 
 
 @pytest.mark.parametrize("has_sacrebleu", [True, False])
-def test_a_record_goes_through_json_and_back(monkeypatch: pytest.MonkeyPatch, has_sacrebleu: bool) -> None:
+def test_a_record_is_what_json_can_hold(monkeypatch: pytest.MonkeyPatch, has_sacrebleu: bool) -> None:
     if not has_sacrebleu:
         monkeypatch.setitem(sys.modules, "sacrebleu", None)
     found = score_texts(WRITTEN, REFERENCES)
-    record = json.loads(json.dumps(found.as_record(), allow_nan=False))
-    assert TextScores.from_record(record) == found
-    assert TextScores.from_record({**record, "what a later version adds": 1}) == found
-    del record["signature"]  # as an earlier version might have
-    assert TextScores.from_record(record).chrf == found.chrf
+    assert TextScores(**json.loads(json.dumps(found.as_record(), allow_nan=False))) == found
 
 
 def test_lists_of_different_lengths_are_refused() -> None:

@@ -29,7 +29,8 @@ _SAMPLE_TOKENS, _SAMPLE_SECONDS = 120, 0.5
 _FLOPS_PER_SECOND = 2e11  # of training on a laptop's processor, about
 _LEAST_SECONDS, _MOST_SECONDS = 15.0, 60.0  # of a slow core for the yardsticks of labels: with less they get weak
 MOST_WRITTEN, _FEWEST_WRITTEN = 1000, 50  # sources that are answered: a thousand tell BLEU to about a point
-_TRAINED_PER_WRITTEN = 50  # times the tokens of a source and its target that were trained on, for each that is written
+_TRAINED_PER_WRITTEN = 50  # examples that were trained on, for each source that is answered
+_TRAINED_PER_READ = 4  # and for each text whose label is told
 _YARDSTICK_SHARE = 0.4  # of the seconds that a slow core takes for the yardsticks: what most take
 
 
@@ -140,13 +141,13 @@ def _show_scores(
     display.print("")
 
 
-def _num_scored(run: Run, data: PreparedData) -> int | None:
-    """How many sources are answered: to write is slow, and is to take a small part of the time of the training."""
-    if data.task and data.task.labels:
-        return None
+def _num_scored(run: Run, data: PreparedData) -> int:
+    """How many examples are answered, which is to take a small part of the time of the training; to write is slow."""
     assert isinstance(data.val_dataset, ExampleDataset)
-    affordable = int(run.metrics["tokens_seen"] / (_TRAINED_PER_WRITTEN * data.val_dataset.mean_length))
-    return min(MOST_WRITTEN, max(_FEWEST_WRITTEN, affordable))
+    examples_seen = run.metrics["tokens_seen"] / data.val_dataset.mean_length
+    if data.task and data.task.labels:
+        return max(MOST_WRITTEN, int(examples_seen / _TRAINED_PER_READ))
+    return min(MOST_WRITTEN, max(_FEWEST_WRITTEN, int(examples_seen / _TRAINED_PER_WRITTEN)))
 
 
 def _show_yardsticks(run: Run, display: Display, data: PreparedData, tell: Callable[[Record], None]) -> None:

@@ -115,7 +115,8 @@ def _tokenizer(settings: Settings, data: PreparedData, model: ModelConfig) -> st
 
 def _validation(data: PreparedData) -> str:
     if data.val_examples:
-        return f"{data.split}: {many(len(data.val_dataset), 'example')}"
+        text, read = f"{data.split}: {many(len(data.val_examples.inputs), 'example')}", len(data.val_dataset)
+        return text if read >= len(data.val_examples.inputs) else f"{text}, of which evaluations read {read:,}"
     dataset = data.texts[1]
     text = f"{data.split}: {len(dataset.tokens):,} tokens"
     if dataset.max_targets is not None and dataset.num_targets > dataset.max_targets:

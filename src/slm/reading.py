@@ -11,7 +11,7 @@ from slm.config import DataConfig, UserError
 from slm.data.dataset import TextDataset
 from slm.data.prepared import PreparedData
 from slm.data.splits import load_data
-from slm.data.task_data import load_task_data
+from slm.data.task_data import MOST_POSITIONS, load_task_data
 from slm.data.tokenizer import Tokenizer
 from slm.data.whole import WholeText, read_whole
 from slm.settings import Settings, merge
@@ -59,6 +59,7 @@ def read_data(
         labels=labels,
         vocab_size=settings.model.vocab_size,
         max_seq_len=None if window_is_open(settings) else settings.model.max_seq_len,
+        most_positions=max(MOST_POSITIONS, settings.model.max_seq_len if settings.task.init_from else 0),
         on_progress=on_progress,
     )
 

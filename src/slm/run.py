@@ -247,7 +247,7 @@ def _with_base(settings: Settings, previous: Previous | None, display: Display) 
     with display.working() as on_progress:
         on_progress(f"reading {path}", 0, None)
         base = read_base(path, previous)
-    check_task(base, settings.task.task)
+    check_task(base, settings.task)
     asked = {} if settings.options.repeat else settings.asked()
     return settings.based_on(brought_by(base, asked), tuning_of(base, settings.task, asked)), base
 

@@ -18,7 +18,7 @@ from slm.metrics.task_yardsticks import label_yardsticks, text_yardsticks
 from slm.metrics.translations import score_texts
 from slm.reading import Progress, read_again
 from slm.settings import nearest
-from slm.task_config import CLASSIFICATION, PAIRS
+from slm.task_config import CLASSIFICATION, OF_EVALUATION, PAIRS
 from slm.training.device import choose_device
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 _SHOWN = 8  # examples that are kept to be looked at
 SCORING = "scoring the answers"
-SETTINGS = ("source_field", "target_field", "target_file", "label_field", "num_beams", "length_penalty")
 
 
 def evaluate_task(
@@ -45,13 +44,13 @@ def evaluate_task(
     Raises UserError and OSError.
     """
     assert run.task is not None
-    known = (*SETTINGS, "text_field")
+    known = (*OF_EVALUATION, "text_field")
     for name in settings:
         if name not in known:
             raise UserError(f"{name} is no setting for {run.task.name}: {', '.join(known)}.{nearest(name, known)}")
     keys = dict(settings)
     text_field = DataConfig(text_field=keys.pop("text_field", run.resolved.get("text_field", "text"))).text_field
-    then = {name: run.resolved[name] for name in SETTINGS if name in run.resolved and name != "target_file"}
+    then = {name: run.resolved[name] for name in OF_EVALUATION if name in run.resolved and name != "target_file"}
     task = TaskConfig(task=run.task.name, **{**then, **keys})
     own = None
     if with_yardsticks or (not names and given is None):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from slm.cli.arguments import OK, Parser, add_fields, run_command
 from slm.config import FIELDS, DataConfig, UserError
+from slm.task_config import OF_EVALUATION
 
 if TYPE_CHECKING:
     from slm.evaluation import Progress
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from slm.run import Run
 
 _OF_TEXT = ("text_field", "split_documents_on")
-_OF_TASKS = ("source_field", "target_field", "target_file", "label_field", "num_beams", "length_penalty")
 DESCRIPTION = (
     "Tell how good a model that slm-train made is on a text, beside what simple predictors score. Without --data, on "
     "the run's own validation text. Of several models, tell which is better, and how sure that is. Of a model with a "
@@ -68,7 +68,7 @@ def make_parser() -> Parser:
     add("--output", choices=("text", "json"), help="json: all numbers as one JSON object. (text)")
     add_fields(
         parser,
-        [FIELDS[name] for name in (*_OF_TEXT, "device", *_OF_TASKS)],
+        [FIELDS[name] for name in (*_OF_TEXT, "device", *OF_EVALUATION)],
         everything=True,
     )
     return parser
@@ -125,7 +125,7 @@ def _text_told(
     from slm.evaluation import evaluate_all
     from slm.metrics.scoring import compare_evaluations
 
-    for name in _OF_TASKS:
+    for name in OF_EVALUATION:
         if name in settings:
             raise UserError(f"{name} = {settings[name]!r} is of a task, and the run in {names[0]} goes on with text.")
     found = evaluate_all(

@@ -5,8 +5,8 @@ Shapes: B examples in a batch, T positions of the longest one.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from slm.data.tokens import Tokens
 
 PADDING = 0  # a token behind the end of an example: attention is causal, so that nothing before it sees it
 _MULTIPLE = 8  # of which T is one: fewer shapes, and matrix products like such numbers
-Ids = NDArray[np.int64]
+Ids = NDArray[np.int32] | NDArray[np.int64]
 
 
 class ExampleDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -32,9 +32,10 @@ class ExampleDataset(Dataset[tuple[Tensor, Tensor]]):
             raise UserError("there is no example: nothing to learn from.")
         self.lengths = np.array([len(tokens) for tokens, _ in pairs])
         self._starts = np.cumsum(self.lengths) - self.lengths
-        tokens, targets = (np.concatenate(column).astype(np.int32) for column in zip(*pairs, strict=True))
-        self.tokens, self.targets = Tokens([tokens]), targets
-        self._tokens = tokens
+        self._all = self._starts, self.lengths
+        columns = (np.concatenate(column).astype(np.int32, copy=False) for column in zip(*pairs, strict=True))
+        self._tokens, self.targets = columns
+        self.tokens = Tokens([self._tokens])  # of all examples, also of those that a part leaves out
 
     @property
     def window(self) -> int:
@@ -46,10 +47,20 @@ class ExampleDataset(Dataset[tuple[Tensor, Tensor]]):
         """Tokens of an example."""
         return float(self.lengths.mean())
 
-    @cached_property
+    @property
     def num_targets(self) -> int:
         """The targets that count."""
-        return int((self.targets != IGNORE_INDEX).sum())
+        counts = np.concatenate(([0], np.cumsum(self.targets != IGNORE_INDEX)))
+        return int((counts[self._starts + self.lengths] - counts[self._starts]).sum())
+
+    def part(self, most_tokens: int) -> ExampleDataset:
+        """So many of all examples, evenly spread, as have about most_tokens tokens; the same ones every time."""
+        starts, lengths = self._all
+        number = min(len(lengths), max(1, int(most_tokens / lengths.mean())))
+        chosen = np.arange(number) * len(lengths) // number
+        found = copy.copy(self)
+        found._starts, found.lengths = starts[chosen], lengths[chosen]
+        return found
 
     def id_range(self) -> tuple[int, int]:
         """The smallest and the largest token id."""

@@ -71,11 +71,12 @@ class PreparedData:
     def in_windows_of(self, max_seq_len: int, val_tokens: int) -> PreparedData:
         """The same tokens in windows of another length, of which evaluations read at most val_tokens.
 
-        Examples of a task stay as they are.
+        Examples of a task keep their windows.
         """
-        if isinstance(self.train_dataset, ExampleDataset) or isinstance(self.val_dataset, ExampleDataset):
-            return self
         most_targets = min(val_tokens, EVALUATED_TOKENS)
+        if isinstance(self.train_dataset, ExampleDataset) or isinstance(self.val_dataset, ExampleDataset):
+            assert isinstance(self.val_dataset, ExampleDataset)
+            return replace(self, val_dataset=self.val_dataset.part(most_targets))
         train, val = (
             TextDataset(dataset.tokens, max_seq_len, start_id=dataset.start_id, max_targets=most)
             for dataset, most in ((self.train_dataset, None), (self.val_dataset, most_targets))

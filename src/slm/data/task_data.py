@@ -18,7 +18,7 @@ from slm.data.examples import (
     read_table_examples,
     split_examples,
 )
-from slm.data.prepare import Progress
+from slm.data.prepare import EVALUATED_TOKENS, Progress
 from slm.data.prepared import PreparedData
 from slm.data.story_tasks import story_examples
 from slm.data.tasks import Encoder, Task
@@ -35,7 +35,9 @@ def read_examples(
     """The training and the validation examples, and how these were chosen. Raises UserError."""
     names, val_names = config.data or (), config.val_data or ()
     targets = task.target_file or ()
-    if given is None and targets and len(targets) != len(names) + len(val_names):
+    if given is not None and targets:
+        raise UserError(f"target_file = {targets[0]!r} is for text files named with data: leave it out.")
+    if targets and len(targets) != len(names) + len(val_names):
         both = " and one for each of val_data" if val_names else ""
         raise UserError(
             f"target_file names {many(len(targets), 'file')}: it needs one for each of the {len(names)} in data{both}."
@@ -44,9 +46,10 @@ def read_examples(
     if val_given is None and not val_names:
         return split_examples(train, config.val_fraction, stratify=task.task == CLASSIFICATION)
     val = read_all(val_names, targets[len(names) :], val_given, task, config.text_field, on_progress)
-    known = set(zip(train.inputs, train.outputs, strict=True))
-    if seen := sum(example in known for example in zip(val.inputs, val.outputs, strict=True)):
-        told = f"{many(seen, 'example')} of the validation {'is' if seen == 1 else 'are'} among the training examples"
+    known = set(train.inputs)
+    if seen := sum(one in known for one in val.inputs):
+        what = many(seen, "source" if task.task == PAIRS else "text")
+        told = f"{what} of the validation {'is' if seen == 1 else 'are'} among those of the training"
         train = dataclasses.replace(train, found=(*train.found, f"{told}, so that its scores are too good"))
     return train, val, f"all of {val.name}"
 
@@ -70,6 +73,8 @@ def read_all(
             f"task = {task.task!r} needs examples: name a table with data (--data file.tsv), or try 'stories'."
         )
     if names[0].partition(":")[0] == "stories" and len(names) == 1:
+        if targets:
+            raise UserError(f"target_file = {targets[0]!r}: {names[0]} has targets already. Leave one of them out.")
         return story_examples(names[0], task.task)
     if targets:
         return read_aligned_examples(names, targets, on_progress=on_progress)
@@ -86,6 +91,7 @@ def load_task_data(
     labels: tuple[str, ...] | None = None,
     vocab_size: int,
     max_seq_len: int | None,
+    most_positions: int = MOST_POSITIONS,
     on_progress: Progress,
 ) -> PreparedData:
     """The datasets of a task.
@@ -93,7 +99,7 @@ def load_task_data(
     tokenizer: that of the model to start from, which gets the template's tokens; None makes one from the training
     examples, with at most vocab_size tokens. labels: those of a model that classifies
     already, which are kept where they are all that the examples have. max_seq_len: None chooses one that suits the
-    examples.
+    examples, at most most_positions.
     """
     train, val, split = read_examples(config, task_config, given, val_given, on_progress)
     on_progress("tokenizing", 0, None)
@@ -108,7 +114,7 @@ def load_task_data(
         has_known = labels is not None and set(train.outputs) <= set(labels)
         task = Task.classification(tokenizer, labels if labels and has_known else labels_of(train))
     tokenizer = tokenizer.with_special_tokens(task.special_tokens)
-    encoder = Encoder(task, tokenizer, max_seq_len or MOST_POSITIONS)
+    encoder = Encoder(task, tokenizer, max_seq_len or most_positions)
     (train_set, train_lost), (val_set, val_lost) = _encoded(encoder, train, everywhere=True), _encoded(encoder, val)
     longest = max(train_set.window, val_set.window)
     found = [*train.found, *(f"validation: {line}" for line in val.found if val.found != train.found)]
@@ -116,7 +122,7 @@ def load_task_data(
     digest = hashlib.sha256(f"{train.fingerprint} {val.fingerprint} {tokenizer.to_json()}".encode())
     return PreparedData(
         train_dataset=train_set,
-        val_dataset=val_set,
+        val_dataset=val_set.part(min(config.val_tokens, EVALUATED_TOKENS)),
         tokenizer=tokenizer,
         vocab_size=tokenizer.vocab_size,
         fingerprint=digest.hexdigest(),

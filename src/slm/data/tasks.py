@@ -19,6 +19,7 @@ TARGET_BEGINS = "<|target|>"
 _AT_ONCE = 1024  # texts that are encoded together
 
 Ids = NDArray[np.int64]
+Int32s = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -123,20 +124,20 @@ class Encoder:
         cut = template.index(TARGET)
         heads = self._filled(template[:cut], sources)
         tails = self._filled(template[cut:], targets)
-        rows: list[tuple[Ids, Ids]] = []
+        rows: list[tuple[Int32s, Int32s]] = []
         too_long = 0
         for head, tail in zip(heads, tails, strict=True):
             if len(head) + len(tail) - 1 > self.max_seq_len:
                 too_long += 1
                 continue
-            row = np.concatenate((head, tail))
+            row = np.concatenate((head, tail)).astype(np.int32)
             goals = row[1:].copy()
             goals[: len(head) - 1] = IGNORE_INDEX
             rows.append((row[:-1], goals))
         if too_long and not rows:
             raise UserError(
-                f"all {too_long:,} pairs are longer than max_seq_len = {self.max_seq_len} tokens: set a larger one, "
-                "which with init_from needs a model with positions = 'rope', or give shorter pairs."
+                f"all {too_long:,} pairs are longer than max_seq_len = {self.max_seq_len} tokens: set a larger one (a "
+                "model that has learned a vector for each position takes none), or give shorter pairs."
             )
         return ExampleDataset(rows), too_long
 
@@ -149,12 +150,12 @@ class Encoder:
         to learn from. name: where the labels come from. A text of more than max_seq_len tokens loses its end.
         """
         numbers = self.task.numbers_of(labels, name)
-        rows: list[tuple[Ids, Ids]] = []
+        rows: list[tuple[Int32s, Int32s]] = []
         cut = 0
         for row, number in zip(self._filled(self.task.template, texts), numbers, strict=True):
             cut += len(row) > self.max_seq_len
-            tokens = row[: self.max_seq_len]
-            goals = np.full(len(tokens), number if everywhere else IGNORE_INDEX, np.int64)
+            tokens = row[: self.max_seq_len].astype(np.int32)
+            goals = np.full(len(tokens), number if everywhere else IGNORE_INDEX, np.int32)
             goals[-1] = number
             rows.append((tokens, goals))
         return ExampleDataset(rows), cut

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from slm.metrics.recorded import Recorded
-from slm.metrics.task_evaluation import TITLES, Beside, told
+from slm.metrics.task_evaluation import TITLES, may_be_chance, told
 from slm.task_config import CLASSIFICATION
 
 _RARE, _HARDLY_FOUND = 0.5, 0.5  # of the examples that a label has on average, and of those of it that are found
@@ -41,7 +41,7 @@ def more_data(run: Recorded) -> str:
     for flag, files in (("--data", names), ("--target_file", run.asked.get("target_file") or ())):
         if flag == "--data" or files:
             ending = os.path.splitext(files[0])[1] if run.task and files else ".txt"
-            flags += [flag, *files, f"more{ending}"]
+            flags += [flag, *files[: len(names)], f"more{ending}", *files[len(names) :]]  # then those of the validation
     return shlex.join(flags)
 
 
@@ -64,32 +64,12 @@ def next_step_from_base(run: Recorded) -> Finding:
     return Finding("more data", "Healthy", "", told, more_data(run))
 
 
-def standard_error(share: float, num_examples: int) -> float:
-    """By how much a share of so many examples is off, as chance drew them (0-1)."""
-    return math.sqrt(share * (1 - share) / max(num_examples, 1))
-
-
-def may_be_chance(run: Recorded, other: Beside) -> bool:
-    """Whether macro F1 of the model and of another differ by less than two standard errors of the difference.
-
-    About: the F1 of each label is taken as a share of its examples, one of them more right and one more wrong, so that
-    few examples without a mistake prove little; and the other's errors as large as the model's.
-    """
-    labels = [one for one in (run.task_scores["scores"] or {}).get("by_label", ()) if one["support"]]
-    if not labels or "macro_f1" not in other.metrics:
-        return False
-    numbers = [(one["f1"], one["support"]) for one in labels]
-    errors = [standard_error((f1 * number + 1) / (number + 2), number) for f1, number in numbers]
-    difference = abs(run.task_scores["metrics"]["macro_f1"] - other.metrics["macro_f1"])
-    return bool(difference <= 2 * math.sqrt(2) * math.hypot(*errors) / len(labels))
-
-
 def worse_than_simple(run: Recorded) -> Iterator[Finding]:
     """The model does its task worse than the best of the simple methods."""
     best, name = run.best_simple, run.task_metric
     if best is None or run.status != "finished" or run.task_scores["metrics"][name] >= best.metrics.get(name, 0.0):
         return
-    if may_be_chance(run, best):
+    if may_be_chance(run.task_scores, best):
         return
     if run.best is run.evaluations[-1]:
         advice, flag = "Train longer:", longer(run)

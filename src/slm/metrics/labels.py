@@ -5,7 +5,7 @@ Shapes: N examples, L labels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -46,12 +46,6 @@ class LabelScores:
     def as_record(self) -> dict[str, Any]:
         """The scores as what JSON can hold."""
         return {**asdict(self), "labels": list(self.labels)}
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> LabelScores:
-        """The scores that as_record wrote, made anew from its labels and counts: all else follows from them."""
-        labels = tuple(record["labels"])
-        return _scores(labels, np.array(record["confusion"], np.int64).reshape(len(labels), len(labels)))
 
 
 def score_labels(true: Sequence[int], predicted: Sequence[int], labels: Sequence[str]) -> LabelScores:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -55,7 +56,8 @@ class TaskEvaluation:
 
     def lines(self) -> list[str]:
         """A table of the model and the yardsticks, worst first, then the labels one by one, where there are labels."""
-        return [*table(self.metrics, self.yardsticks), *self._by_label(), *self.missing]
+        record = {**self.as_record(), "scores": self.scores.as_record()}
+        return [*table(record, self.yardsticks), *self._by_label(), *self.missing]
 
     def _by_label(self) -> list[str]:
         if isinstance(self.scores, TextScores) or len(self.scores.labels) > MOST_LABELS_SHOWN:
@@ -111,20 +113,43 @@ def ranked(metrics: Mapping[str, float], yardsticks: Sequence[Beside]) -> list[B
     return sorted((Beside(THIS_MODEL, dict(metrics)), *yardsticks), key=lambda one: one.metrics.get(key, 0.0))
 
 
-def table(metrics: Mapping[str, float], yardsticks: Sequence[Beside]) -> list[str]:
-    """Lines with a column for each metric."""
+def standard_error(share: float, num_examples: int) -> float:
+    """By how much a share of so many examples is off, as chance drew them (0-1)."""
+    return math.sqrt(share * (1 - share) / max(num_examples, 1))
+
+
+def may_be_chance(record: Mapping[str, Any], other: Beside) -> bool:
+    """Whether macro F1 of the model and of another differ by less than two standard errors of the difference.
+
+    record: of the model's scores. About: the F1 of each label is taken as a share of its examples, one of them more
+    right and one more wrong, so that few examples without a mistake prove little; and the other's errors as large as
+    the model's.
+    """
+    labels = [one for one in (record["scores"] or {}).get("by_label", ()) if one["support"]]
+    if not labels or "macro_f1" not in other.metrics:
+        return False
+    numbers = [(one["f1"], one["support"]) for one in labels]
+    errors = [standard_error((f1 * number + 1) / (number + 2), number) for f1, number in numbers]
+    difference = abs(record["metrics"]["macro_f1"] - other.metrics["macro_f1"])
+    return bool(difference <= 2 * math.sqrt(2) * math.hypot(*errors) / len(labels))
+
+
+def table(record: Mapping[str, Any], yardsticks: Sequence[Beside]) -> list[str]:
+    """Lines with a column for each metric. record: of the model's scores."""
+    metrics = record["metrics"]
     rows = ranked(metrics, yardsticks)
     width = max(len(row.name) for row in rows)
     lines = [f"{'on the same examples':<{width + 2}}" + "".join(f"{TITLES[name]:>13}" for name in metrics)]
     for row in rows:
         numbers = "".join(f"{told(name, row.metrics[name]):>13}" for name in metrics if name in row.metrics)
         lines.append(f"  {row.name:<{max(width, 18)}}{numbers}" + (f"   {row.told}" if row.told else ""))
-    best = max((row.metrics[next(iter(metrics))] for row in yardsticks), default=None)
-    return lines if best is None else [*lines, _verdict(rows)]
+    return [*lines, _verdict(record, rows)] if yardsticks else lines
 
 
-def _verdict(rows: Sequence[Beside]) -> str:
+def _verdict(record: Mapping[str, Any], rows: Sequence[Beside]) -> str:
     """Whether the model, which is one of the rows, beats the best of the others."""
     best = [row for row in rows if row.name != THIS_MODEL][-1]
     is_better = rows[-1].name == THIS_MODEL
+    if record["metrics"] != best.metrics and may_be_chance(record, best):
+        return f"{THIS_MODEL} is about as good as the best yardstick, {best.name}: the difference may be chance"
     return f"{THIS_MODEL} is {'better' if is_better else 'not better'} than the best yardstick, {best.name}"

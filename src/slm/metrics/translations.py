@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,11 +27,6 @@ class TextScores:
     def as_record(self) -> dict[str, Any]:
         """The scores as what JSON can hold."""
         return asdict(self)
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> TextScores:
-        """The scores that as_record wrote."""
-        return cls(**{name: record[name] for name in cls.__dataclass_fields__ if name in record})
 
 
 def score_texts(written: Sequence[str], references: Sequence[str]) -> TextScores:

@@ -17,7 +17,7 @@ class Classifier(LanguageModel):
     """Scores for each label at every position, of the text up to there: (B, T) token ids -> (B, T, C).
 
     The answer for a text is that at its last token; what fills a batch up behind it is never looked at. Since it maps
-    tokens to logits as a language model does, the same loop trains it, with a target at the last token alone.
+    tokens to logits as a language model does, the same loop trains it.
     """
 
     class_weights: Tensor | None
@@ -31,11 +31,6 @@ class Classifier(LanguageModel):
         nn.init.zeros_(self.class_head.bias)
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.token_dropout = 0.0  # share of the tokens that are replaced by random ones while training
-
-    @property
-    def num_labels(self) -> int:
-        """C."""
-        return self.class_head.out_features
 
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """(B, T) -> (B, T, C): logits from the mean and the maximum of the features of all tokens so far."""

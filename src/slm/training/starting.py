@@ -21,7 +21,7 @@ from slm.model.lora import add_lora, is_lora, merge_lora
 from slm.model.transformer import LanguageModel
 from slm.settings import TUNING
 from slm.storage import checkpoint, files
-from slm.task_config import CLASSIFICATION, LANGUAGE_MODEL
+from slm.task_config import CLASSIFICATION, LANGUAGE_MODEL, PAIRS
 from slm.training.packing import new_model, task_of, unpack_model
 from slm.training.resume import MODEL, Previous
 
@@ -67,6 +67,8 @@ def read_model(path: str, base: str | None = None) -> Saved:
     with_lora = None
     if resolved.get("trainable") == "lora" and not made_with.get("merged"):
         beside = _read_base(path, made_with.get("base", {}), base)
+        if base is not None:  # from here on it stands there
+            made_with["base"] = {**made_with["base"], "path": absolute(base)}
 
         def with_lora(config: ModelConfig, task: Task | None) -> LanguageModel:
             model = grown(beside, config, task)
@@ -95,7 +97,7 @@ def _read_base(path: str, named: Any, other: str | None) -> LanguageModel:
     except FileNotFoundError as error:
         raise UserError(
             f"{path} holds what LoRA trained beside {place}, which is not there any more ({error}). Bring it back, or "
-            "name where it is now: slm.load(path, base=...)."
+            "name where it is now, once for all: slm.load(path, base=...).save(new_path)."
         ) from error
     if checksum(found.model.state_dict()) != then:
         raise UserError(
@@ -180,7 +182,7 @@ def tuning_of(base: Saved, task: TaskConfig, asked: Mapping[str, Any]) -> dict[s
     With its own optimizer, and with small steps, so that little is forgotten. What learns a task from it takes the
     settings of the task.
     """
-    if task.task != LANGUAGE_MODEL or "optimizer" in asked:
+    if task.task != LANGUAGE_MODEL:
         return {}
     if base.stands_for:  # what the preset was when the run began
         return {name: base.resolved[name] for name in ("optimizer", "learning_rate", "epochs")}
@@ -188,6 +190,8 @@ def tuning_of(base: Saved, task: TaskConfig, asked: Mapping[str, Any]) -> dict[s
     if base.made_with.get("origins", {}).get("learning_rate") == TUNING:  # it is small already
         rate /= _TUNED
     optimizer = base.resolved.get("optimizer", TrainConfig().optimizer)
+    if asked.get("optimizer", optimizer) != optimizer:  # whose rate says nothing about another's
+        return {"epochs": _TUNED_EPOCHS}
     return {"optimizer": optimizer, "learning_rate": _TUNED * rate, "epochs": _TUNED_EPOCHS}
 
 
@@ -200,12 +204,18 @@ def class_weights_of(targets: Tensor, num_labels: int) -> Tensor:
     return counts.sum() / (num_labels * counts.clamp(min=1))
 
 
-def check_task(base: Saved, task: str) -> None:
+def check_task(base: Saved, settings: TaskConfig) -> None:
     """Raises UserError where the base has not what the task needs."""
+    task = settings.task
     if isinstance(base.model, Classifier) and task != CLASSIFICATION:
         raise UserError(
             f"{base.path} is a model that classifies: it has no output layer to go on with text by, which task = "
             f"{task!r} needs. Start from the model that it was made from."
+        )
+    if task == PAIRS and settings.trainable == "lora" and base.tokenizer and base.tokenizer.end_id is None:
+        raise UserError(
+            f"trainable = 'lora': the tokenizer of {base.path} has no token that ends a text, and matrices beside the "
+            "layers cannot teach a new one. Take trainable = 'all'."
         )
 
 

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from slm.metrics.advice import may_be_chance, standard_error
 from slm.metrics.pages import words
 from slm.metrics.recorded import Recorded
 from slm.metrics.summary import Summary, Undrawn, summary
-from slm.metrics.task_evaluation import THIS_MODEL, TITLES, told
+from slm.metrics.task_evaluation import THIS_MODEL, TITLES, may_be_chance, standard_error, told
 from slm.model.classifier import Classifier
 from slm.model.transformer import LanguageModel
 from slm.task_config import CLASSIFICATION
@@ -157,7 +156,7 @@ def compared_task(run: Recorded) -> str:
     other = f"{_ARTICLES.get(best.name, '')}{best.name} ({yardstick_in_words(best.name)}{of})"
     if metrics[name] == best.metrics[name]:
         return f"As good as {other}, the best of the simple methods: {numbers}."
-    if may_be_chance(run, best):
+    if may_be_chance(run.task_scores, best):
         few = f"With {run.task_scores['num_examples']:,} examples such a difference may be chance"
         return f"About as good as {other}, the best of the simple methods: {numbers}. {few}."
     if metrics[name] > best.metrics[name]:
