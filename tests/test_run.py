@@ -570,7 +570,7 @@ def rows(data: PreparedData, /, **settings: Any) -> dict[str, str]:
     plan = layered(PLAN | settings, "keyword")
     model = dataclasses.replace(plan.model, vocab_size=data.vocab_size)
     machine = device_module.Machine(torch.device("cpu"), "fp32", 1, "the only one there is")
-    return header(plan, data, model, plan.train, machine, 100, 1_230_000_000)
+    return header(plan, data, slm.LanguageModel(model), plan.train, machine, 100, 1_230_000_000)
 
 
 def warned(data: PreparedData, **settings: Any) -> list[str]:

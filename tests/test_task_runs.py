@@ -131,7 +131,7 @@ def test_each_run_refuses_what_is_of_another_task(home: Path) -> None:
 def test_generate_takes_a_source_in_its_template(home: Path) -> None:
     run = slm.load(home / "pairs")
     text = run.generate("one cat", temperature=0.0, max_new_tokens=20)
-    assert text.removeprefix("one cat").strip() == run.complete("one cat", num_beams=1, max_new_tokens=20)
+    assert text.strip() == run.complete("one cat", num_beams=1, max_new_tokens=20)
 
 
 def test_a_finished_run_has_scores_with_yardsticks_and_examples(home: Path) -> None:
@@ -379,7 +379,7 @@ def test_the_plan_of_pairs_alone_weighs_dropout_by_passes(
 
 
 def test_more_passes_over_pairs_need_more_dropout() -> None:
-    assert [budget.dropout_of_pairs(passes) for passes in (0.1, 3, 7.9, 8, 50)] == [0.1, 0.1, 0.1, 0.2, 0.2]
+    assert [budget.dropout_of_pairs(passes) for passes in (0.1, 3, 9.9, 10, 50)] == [0.1, 0.1, 0.1, 0.2, 0.2]
 
 
 def test_the_minutes_of_a_task_plan_a_model_for_it() -> None:
@@ -455,7 +455,7 @@ def test_an_error_in_the_scores_does_not_cost_the_run(tmp_path: Path, monkeypatc
         raise RuntimeError("the memory is full")
 
     monkeypatch.setattr(ending, "score_task", fail)
-    with pytest.warns(UserWarning, match="no scores: the memory is full"):
+    with pytest.warns(UserWarning, match=r"no scores: the memory is full\. slm-evaluate makes them"):
         run_of("pairs", max_steps=2, model_dir=tmp_path / "run")
     assert slm.load(tmp_path / "run").complete("one cat") is not None
     assert (tmp_path / "run" / "report.html").exists()

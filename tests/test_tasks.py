@@ -89,13 +89,13 @@ def test_a_text_has_its_label_at_its_last_place_and_loses_its_end_where_it_is_to
     rows = [(tokens.tolist(), targets.tolist()) for tokens, targets in (dataset[i] for i in range(3))]
     a, b, c = (encoder.tokenizer.encode(letter)[0] for letter in "abc")
     assert rows == [
-        ([end, a, b], [IGNORE_INDEX, IGNORE_INDEX, 1]),
+        ([end, a, b, end], [IGNORE_INDEX] * 3 + [1]),
         ([end, a, b, c], [IGNORE_INDEX] * 3 + [0]),
-        ([end], [0]),
+        ([end, end], [IGNORE_INDEX, 0]),
     ]
     assert cut == 1
     everywhere, _ = encoder.labelled(["ab", "abcdef"], ["b", "a"], "a.tsv", everywhere=True)
-    assert [everywhere[i][1].tolist() for i in range(2)] == [[1, 1, 1], [0, 0, 0, 0]]
+    assert [everywhere[i][1].tolist() for i in range(2)] == [[1, 1, 1, 1], [0, 0, 0, 0]]
     with pytest.raises(UserError, match=r"the label 'c' in a\.tsv is none that this model knows: 'a', 'b'"):
         encoder.labelled(["x"], ["c"], "a.tsv")
 

@@ -133,7 +133,8 @@ def _show_scores(
                 run, data.val_examples, data.train_examples, most=most, seconds=seconds, on_progress=show
             )
     except (Exception, KeyboardInterrupt) as error:  # whatever it is: the model is there, and is not to be lost
-        warnings.warn(f"no scores: {str(error) or type(error).__name__}", stacklevel=2)
+        why = str(error) or ("stopped" if isinstance(error, KeyboardInterrupt) else type(error).__name__)
+        warnings.warn(f"no scores: {why}. slm-evaluate makes them for a run in a folder.", stacklevel=2)
         return
     tell({"step": run.step, "task_scores": found.as_record()})
     for line in found.lines():

@@ -11,6 +11,7 @@ from slm.data.example_dataset import ExampleDataset
 from slm.data.prepared import PreparedData
 from slm.data.tasks import Task
 from slm.metrics.diagnosis import MANY_EPOCHS, SEEN_OFTEN
+from slm.model.transformer import LanguageModel
 from slm.settings import PRESET, TASK, TUNING, Settings, flat
 from slm.training.device import Machine
 
@@ -21,7 +22,7 @@ _LABELS_SHOWN = 8
 def header(
     settings: Settings,
     data: PreparedData,
-    model: ModelConfig,
+    built: LanguageModel,
     config: TrainConfig,
     machine: Machine,
     steps_per_epoch: int,
@@ -29,12 +30,13 @@ def header(
     plan: str = "",
 ) -> dict[str, str]:
     """The choices of a run, by name of the row; plan: why it has these sizes, where minutes were asked for."""
+    model = built.config
     rows = {
         "data": data.name + (f": {'; '.join(data.found)}" if data.found else ""),
         "tokens": _tokens(data, model),
         "validation": _validation(data),
         "tokenizer": _tokenizer(settings, data, model),
-        "model": f"{many(model.num_layers, 'layer')} x {model.embed_dim}, {model.num_parameters:,} parameters, "
+        "model": f"{many(model.num_layers, 'layer')} x {model.embed_dim}, {_parameters(built)}, "
         f"windows of {model.max_seq_len}",
         "machine": machine.why,
         "memory": f"about {size_in_words(memory)}",
@@ -61,6 +63,13 @@ def header(
         values = flat(settings.data, settings.task, settings.model, settings.train)
         rows["preset"] = f"{', '.join(f'{name} {values[name]}' for name in preset)}; what you set wins"
     return rows
+
+
+def _parameters(model: LanguageModel) -> str:
+    """How many numbers a model has, and how many of them are trained, where that is a part."""
+    trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    total = sum(one.numel() for one in model.parameters())
+    return f"{total:,} parameters" + (f" ({trained:,} of them trained)" if trained < total else "")
 
 
 def _task(settings: Settings, task: Task) -> str:
@@ -155,7 +164,8 @@ def _worries(settings: Settings, data: PreparedData, config: TrainConfig, epochs
             "understood. More text, fewer steps, or --dropout 0.1 help."
         )
     num_tokens = len(data.train_dataset.tokens)
-    if settings.data.tokenizer == "bpe" and num_tokens < SEEN_OFTEN * data.vocab_size:
+    is_given = settings.task.init_from is not None  # the tokenizer
+    if settings.data.tokenizer == "bpe" and not is_given and num_tokens < SEEN_OFTEN * data.vocab_size:
         worries.append(
             f"the vocabulary of {data.vocab_size:,} is large for a text of {num_tokens:,} tokens: an entry occurs "
             f"{num_tokens / data.vocab_size:.1f} times on average. A smaller --vocab_size, or --tokenizer char, learns "

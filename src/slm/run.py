@@ -89,10 +89,11 @@ class Run:
     def generate(self, prompt: str = "", **sampling: Any) -> str:
         """The prompt and the text that the model writes after it; sampling: the settings of `slm.Sampling`, by name.
 
+        Of a model for pairs the prompt is a source and the text its target alone, drawn; `complete` searches for it.
         It ends after max_new_tokens (200), before a `stop` text, or where the model ends its document. `slm.stream`
         gives the text as it is written; `slm.samples` gives several, of one prompt or many, with all about them.
         """
-        return prompt + "".join(stream(self, prompt, **sampling))
+        return ("" if self.task else prompt) + "".join(stream(self, prompt, **sampling))
 
     def complete(self, source: str | Sequence[str], **settings: Any) -> Any:
         """The target that a model trained on pairs writes for a source, or the list of those of several.
@@ -281,7 +282,7 @@ def _train(
     resolved = flat(settings.data, settings.task, model_config, config) | _absolute(settings)
     if data.tokenizer is None:
         del resolved["tokenizer"]
-    rows = header(settings, data, model_config, config, machine, len(batches), memory, plan)
+    rows = header(settings, data, model, config, machine, len(batches), memory, plan)
     run = Run(model, data.tokenizer, {}, settings.asked(), resolved, made_with, data=data)
     if settings.options.plan_only:
         display.header(rows)

@@ -34,7 +34,7 @@ class TaskConfig(Checked):
     also_evaluate: tuple[str, ...] | None = setting(
         None,
         "A text to evaluate on beside the new one, to see what is forgotten: files, or a run's folder, which stands "
-        "for its validation text.",
+        "for its validation text. Not with classification.",
         group=FINE_TUNING,
     )
     trainable: str = setting(

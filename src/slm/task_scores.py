@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from slm.answering import classify, complete, encoder_of
-from slm.config import DataConfig, TaskConfig, UserError
+from slm.config import FIELDS, DataConfig, TaskConfig, UserError
 from slm.data.counts import many
 from slm.data.examples import Examples
 from slm.data.prepared import PreparedData
@@ -44,7 +44,8 @@ def evaluate_task(
     Raises UserError and OSError.
     """
     assert run.task is not None
-    known = (*OF_EVALUATION, "text_field")
+    known = [name for name in OF_EVALUATION if FIELDS[name].metadata["group"] == run.task.name]
+    known += ["text_field"] if run.task.name == CLASSIFICATION else []
     for name in settings:
         if name not in known:
             raise UserError(f"{name} is no setting for {run.task.name}: {', '.join(known)}.{nearest(name, known)}")
@@ -69,7 +70,16 @@ def evaluate_task(
     finally:
         run.model.to(home)
     missing = (f"no yardsticks, which learn from the training examples: {own}",) if isinstance(own, str) else ()
+    if names or given is not None:
+        missing = (*missing, *examples.found[1:], *_seen(examples, train))
     return dataclasses.replace(found, missing=(*found.missing, *missing))
+
+
+def _seen(examples: Examples, train: Examples | None) -> list[str]:
+    """What is to be told of examples that the model learned from."""
+    learned = set(train.inputs) if train else set()
+    number = sum(one in learned for one in examples.inputs)
+    return [f"{number:,} of them are among the training examples, so that the scores are too good"] if number else []
 
 
 def _own(run: Run, on_progress: Progress, *, needed: bool) -> PreparedData | str:

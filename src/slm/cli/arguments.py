@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from slm._version import __version__
@@ -59,11 +59,17 @@ def _with_underscores(argument: str) -> str:
 
 
 def add_fields(
-    parser: Parser, fields: Iterable[dataclasses.Field[Any]], *, everything: bool, groups: Sequence[str] = ()
+    parser: Parser,
+    fields: Iterable[dataclasses.Field[Any]],
+    *,
+    everything: bool,
+    groups: Sequence[str] = (),
+    preset: Mapping[str, Any] | None = None,
 ) -> None:
     """Adds a flag for each field, by group.
 
     Those that are not everyday show in the help only with `everything`, or where their group is one of the groups.
+    preset: what the help tells as a default instead of the field's own.
     """
     made: dict[str, Any] = {}
     for field in fields:
@@ -73,7 +79,8 @@ def add_fields(
             made[name_of_group] = parser.add_argument_group(name_of_group)
         group = made[name_of_group]
         is_shown = everything or field.metadata["everyday"] or name_of_group in groups
-        help = field_help(field) if is_shown else argparse.SUPPRESS
+        default = (preset or {}).get(name, field.default)
+        help = field_help(field, default) if is_shown else argparse.SUPPRESS
         if kind_of(field) == "bool":
             group.add_argument(f"--{name}", action="store_const", const=True, help=help)
             group.add_argument(f"--no_{name}", dest=name, action="store_const", const=False, help=argparse.SUPPRESS)
@@ -99,15 +106,15 @@ def _or_word(read: Callable[[str], Any], word: str | None) -> Callable[[str], An
     return read_or_word
 
 
-def field_help(field: dataclasses.Field[Any]) -> str:
-    """A field's help with its default."""
+def field_help(field: dataclasses.Field[Any], default: Any) -> str:
+    """A field's help with a default."""
     text = str(field.metadata["help"])
-    if field.default is True:
+    if default is True:
         text += f" On by default; --no_{field.name} turns it off."
-    elif field.metadata["word"] and field.default is None:
+    elif field.metadata["word"] and default is None:
         text += f" ({field.metadata['word']})"
-    elif field.default is not None and field.default is not False:
-        text += f" ({field.default})"
+    elif default is not None and default is not False:
+        text += f" ({default})"
     return text.replace("%", "%%")
 
 
@@ -130,17 +137,22 @@ class Interruption:
         self._in_steps = True
         return self.signal is not None
 
+    def end(self) -> None:
+        """All is done and saved: from here on a signal ends the process as it would end any other."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+
     def _receive(self, number: int, frame: object) -> None:
         at_once = self.signal is not None or not self._in_steps
         self.signal = number
         if at_once:
-            told = "at once; the same command goes on from the newest checkpoint"
+            told = "at once; the same command goes on from the newest checkpoint, or begins anew where there is none"
             if not self._in_steps:
                 told = "before the first step; the same command goes on with what it has prepared so far"
             print(f"\nstopped {told}.", file=sys.stderr)
             raise SystemExit(self.exit_code)
         print(
-            "\nstopping as soon as this step is done and saved; once more to stop at once.",
+            "\nstopping as soon as what is under way is done and saved; once more to stop at once.",
             file=sys.stderr,
         )
 

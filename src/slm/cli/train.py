@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from slm.cli.arguments import OK, UPLOAD_MISSING, USER_ERROR, Interruption, Parser, add_fields, run_command
 from slm.config import FIELDS
-from slm.settings import Settings, layered
+from slm.settings import RECIPE, TASK, Settings, flat, layered
 from slm.storage import files
-from slm.task_config import FINE_TUNING
+from slm.task_config import FINE_TUNING, TASKS
 
 DESCRIPTION = "Train a small language model from scratch on your own text. Without --data, on random tokens."
 
@@ -40,7 +40,10 @@ def make_parser(*, everything: bool, task: str | None = None) -> Parser:
     parser = Parser("slm-train", DESCRIPTION)
     parser.add_argument("--help_all", action="help", help="Show every flag, not only the everyday ones.")
     groups = () if task is None else (task, FINE_TUNING)
-    add_fields(parser, FIELDS.values(), everything=everything, groups=groups)
+    settings = layered({"task": task}, "flag") if task in TASKS else layered({}, "flag")
+    values = flat(settings.data, settings.task, settings.model, settings.train)
+    preset = {name: values[name] for name, layer in settings.origins.items() if layer in (RECIPE, TASK)}
+    add_fields(parser, FIELDS.values(), everything=everything, groups=groups, preset=preset)
     return parser
 
 
@@ -58,6 +61,7 @@ def _train(settings: Settings) -> int:
     from slm.run import train_run
 
     run = train_run(settings, should_stop=interruption.should_stop)
+    interruption.end()
     status = run.history.status if run.history else "finished"
     if status == "diverged" or run.save_error:
         return USER_ERROR

@@ -101,7 +101,8 @@ def _by_label(examples: Examples, shares: NDArray[np.float64], val_fraction: flo
     if not held_out.any():
         raise UserError(
             f"{examples.name} has too few texts to hold one out and still learn all of {many(len(numbers), 'label')}: "
-            "one label at least needs two texts. Give more examples, or name others with --val_data."
+            "one label at least needs two texts. Are text_field and label_field exchanged? Else give more examples, or "
+            "name others with --val_data."
         )
     return held_out, _told_of_labels(sorted_shares, sorted_labels)
 

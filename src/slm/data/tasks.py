@@ -38,8 +38,9 @@ class Task:
 
     @classmethod
     def classification(cls, tokenizer: Tokenizer, labels: Sequence[str]) -> Task:
-        """A text after the token that begins documents; the label is told at its last token."""
-        return cls(CLASSIFICATION, (tokenizer.end_name or END_OF_TEXT, TEXT), tuple(labels))
+        """A text between tokens that begin and end documents; the label is told at the last one."""
+        end = tokenizer.end_name or END_OF_TEXT
+        return cls(CLASSIFICATION, (end, TEXT, end), tuple(labels))
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Task:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from slm.data.counts import many
 from slm.metrics.labels import LabelScores
 from slm.metrics.translations import TextScores
 
@@ -70,7 +71,7 @@ class TaskEvaluation:
         return lines
 
     def __str__(self) -> str:
-        return "\n".join((f"{self.text}: {self.num_examples:,} examples", *self.lines()))
+        return "\n".join((f"{self.text}: {many(self.num_examples, 'example')}", *self.lines()))
 
     def as_record(self) -> dict[str, Any]:
         """Plain values for a line of metrics.jsonl."""
@@ -119,12 +120,16 @@ def standard_error(share: float, num_examples: int) -> float:
 
 
 def may_be_chance(record: Mapping[str, Any], other: Beside) -> bool:
-    """Whether macro F1 of the model and of another differ by less than two standard errors of the difference.
+    """Whether macro F1, or exact match where it is all there is, differs by less than two standard errors.
 
-    record: of the model's scores. About: the F1 of each label is taken as a share of its examples, one of them more
-    right and one more wrong, so that few examples without a mistake prove little; and the other's errors as large as
-    the model's.
+    record: of the model's scores. Of BLEU nothing is known. About: the F1 of each label is taken as a share of its
+    examples, one of them more right and one more wrong, so that few examples without a mistake prove little; and the
+    other's errors as large as the model's.
     """
+    if next(iter(record["metrics"]), "") == "exact_match" and "exact_match" in other.metrics:  # without sacrebleu
+        share, number = record["metrics"]["exact_match"], record["num_examples"]
+        error = standard_error((share * number + 1) / (number + 2), number)
+        return bool(abs(share - other.metrics["exact_match"]) <= 2 * math.sqrt(2) * error)
     labels = [one for one in (record["scores"] or {}).get("by_label", ()) if one["support"]]
     if not labels or "macro_f1" not in other.metrics:
         return False
@@ -139,7 +144,8 @@ def table(record: Mapping[str, Any], yardsticks: Sequence[Beside]) -> list[str]:
     metrics = record["metrics"]
     rows = ranked(metrics, yardsticks)
     width = max(len(row.name) for row in rows)
-    lines = [f"{'on the same examples':<{width + 2}}" + "".join(f"{TITLES[name]:>13}" for name in metrics)]
+    heading = f"on the same {many(record['num_examples'], 'example')}"
+    lines = [f"{heading:<{width + 2}}" + "".join(f"{TITLES[name]:>13}" for name in metrics)]
     for row in rows:
         numbers = "".join(f"{told(name, row.metrics[name]):>13}" for name in metrics if name in row.metrics)
         lines.append(f"  {row.name:<{max(width, 18)}}{numbers}" + (f"   {row.told}" if row.told else ""))

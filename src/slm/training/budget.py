@@ -121,8 +121,8 @@ def dropout_for(passes: float, crowding: float) -> float:
 
 
 def dropout_of_pairs(passes: float) -> float:
-    """Dropout for pairs of sources and targets that are read so many times."""
-    return 0.1 if passes < 8 else 0.2
+    """Dropout for pairs that are read so many times: of 29,000 captions 0.1 was better after 7, 0.2 after 14."""
+    return 0.1 if passes < 10 else 0.2
 
 
 def regularization_for(passes: float, crowding: float, steps_of_pass: float, learning_rate: float) -> dict[str, Any]:
@@ -298,19 +298,26 @@ def _plan(
         "precision": machine.precision,
         **others,
     }
-    return Plan(settings, _reasons({**settings, **asked}, yours, tokens, passes, crowding, machine))
+    is_chosen = not ("num_layers" in asked and "embed_dim" in asked)
+    return Plan(settings, _reasons({**settings, **asked}, yours, tokens, passes, crowding, machine, is_chosen))
 
 
 def _reasons(
-    made: Mapping[str, Any], asked: Container[str], tokens: float, passes: float, crowding: float, machine: Machine
+    made: Mapping[str, Any],
+    asked: Container[str],
+    tokens: float,
+    passes: float,
+    crowding: float,
+    machine: Machine,
+    is_chosen: bool,
 ) -> str:
-    """Why the settings are what they are, line by line; what was asked for is told as such."""
+    """Why the settings are what they are, line by line; what was asked for is told as such. is_chosen: the size is."""
 
     def told(name: str, format: str = "") -> str:
         return f"{made[name]:{format}}{' (yours)' * (name in asked)}"
 
     sizes = f"{many(made['num_layers'], 'layer')}{' (yours)' * ('num_layers' in asked)} of {told('embed_dim')}"
-    if not ("num_layers" in asked and "embed_dim" in asked):
+    if is_chosen:
         sizes += ": smaller learns less from each token, larger sees fewer"
     windows = f"{many(made['batch_size'], 'window')}{' (yours)' * ('batch_size' in asked)}"
     seen = f"{tokens / 1e6:,.1f} million" if tokens >= 1e5 else f"{tokens:,.0f}"

@@ -95,6 +95,8 @@ def _read_base(path: str, named: Any, other: str | None) -> LanguageModel:
     try:
         found = read_whole_model(where)
     except FileNotFoundError as error:
+        if other:
+            raise UserError(f"base: {error} Name the folder of a run, its URL, or a model.pt.") from error
         raise UserError(
             f"{path} holds what LoRA trained beside {place}, which is not there any more ({error}). Bring it back, or "
             "name where it is now, once for all: slm.load(path, base=...).save(new_path)."

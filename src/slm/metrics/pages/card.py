@@ -79,7 +79,7 @@ def _notes(run: Recorded) -> list[str]:
     if not run.task_scores:
         return []
     chance = task_words.chance(run) if run.task == CLASSIFICATION else ""
-    told_ = f"{task_words.TOO_GOOD} `slm-evaluate --model_dir path/to/this/folder --data FILE`"
+    told_ = f"{task_words.TOO_GOOD} `slm-evaluate --model_dir path/to/this/folder {task_words.other_examples(run)}`"
     return [*map(_plain, task_words.missing(run)), told_, chance]
 
 

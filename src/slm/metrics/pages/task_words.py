@@ -164,6 +164,11 @@ def compared_task(run: Recorded) -> str:
     return f"Not yet worth its training: it is not better than {other}: {numbers}."
 
 
+def other_examples(run: Recorded) -> str:
+    """The flags that name other examples, to evaluate on."""
+    return "--data FILE --target_file FILE" if run.asked.get("target_file") else "--data FILE"
+
+
 def chance(run: Recorded) -> str:
     """By how much chance moves the accuracy; "" where that cannot be told."""
     accuracy, number = run.task_scores["metrics"].get("accuracy", 0.0), run.task_scores["num_examples"]

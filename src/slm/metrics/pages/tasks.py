@@ -62,7 +62,7 @@ def task_section(run: Recorded) -> str:
     found = run.task_scores
     if not run.task or not found:
         return ""
-    command = f"slm-evaluate --model_dir {shlex.quote(run.name)} --data FILE"
+    command = f"slm-evaluate --model_dir {shlex.quote(run.name)} {task_words.other_examples(run)}"
     parts = [
         "<h2>How well it does the task</h2>",
         _scores(run),
@@ -89,7 +89,8 @@ def _scores(run: Recorded) -> str:
     return table(
         ("method", *(TITLES[name] for name in names), "what it is"),
         rows,
-        caption=f"On {found['num_examples']:,} validation examples of {found['text']}, worst first; higher is better.",
+        caption=f"On validation examples of {found['text']}, {found['num_examples']:,} in all, worst first; higher is "
+        "better.",
         numbers=range(1, len(names) + 1),
         ours=next(number for number, one in enumerate(order) if one.name == THIS_MODEL),
     )
@@ -223,7 +224,7 @@ def how_to_use(run: Recorded, folder: str) -> str:
         "run.plot()  # the curves\n\n"
         "# from a shell:\n"
         f'#   slm-generate --model_dir {shell} --prompt "{given}"\n'
-        f"#   slm-evaluate --model_dir {shell} --data FILE   # how good it is on other examples"
+        f"#   slm-evaluate --model_dir {shell} {task_words.other_examples(run)}   # how good it is on other examples"
     )
 
 
