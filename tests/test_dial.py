@@ -384,3 +384,51 @@ def test_both_displays_show_each_record_of_a_run_that_is_cut_off(capsys: pytest.
     for record in records:
         show(record)
     assert capsys.readouterr().out.count("the learning rate falls from here on, for 4 steps") == 2
+
+
+def test_the_plan_has_the_seconds_and_the_validation_tokens_that_are_left(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    plan = dial.make_plan
+    monkeypatch.setattr(dial, "make_plan", lambda *some, **more: seen.append(more) or plan(*some, **more))
+    monkeypatch.setattr(Deadline, "left", lambda self: 0.5 * self.seconds)
+    run = train([text], plan_only=True)
+    assert run.data is not None
+    assert [(one["seconds"], one["val_tokens"]) for one in seen] == [
+        (pytest.approx(30 * MINUTES), len(run.data.val_dataset.tokens))
+    ]
+
+
+def test_a_tenth_of_the_time_must_be_left_after_reading(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Deadline, "left", lambda self: 0.09 * self.seconds)
+    with pytest.raises(UserError, match="reading the text alone took 3 seconds of them"):
+        train([text])
+
+
+def test_the_text_is_cut_into_the_windows_that_are_planned(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "context_for", lambda seconds: 32)
+    run = train([text], plan_only=True)
+    assert run.data is not None
+    assert run.data.train_dataset.window == run.data.val_dataset.window == run.resolved["max_seq_len"] == 32
+
+
+def test_minutes_are_checked_before_anything_is_read() -> None:
+    with pytest.raises(UserError, match="schedule = 'cosine' needs to know its last step"):
+        train("nowhere.txt", schedule="cosine")
+
+
+def test_the_time_that_is_shown_is_what_was_left_when_it_stopped(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[float] = []
+    live = Display.live
+    monkeypatch.setattr(
+        Display, "live", lambda self, total, left, *so_far: shown.append(left) or live(self, total, left, *so_far)
+    )
+    steps = iter(range(10**6))
+    train([text], model_dir=tmp_path / "run", should_stop=lambda: next(steps) >= 5)
+    (manifest,) = (tmp_path / "run" / "checkpoints").glob("*/manifest.json")
+    left = json.loads(manifest.read_text())["seconds_left"]
+    train([text], model_dir=tmp_path / "run", should_stop=lambda: True)
+    assert shown[1] == left < 60 * MINUTES

@@ -352,3 +352,16 @@ def test_it_tells_itself_in_few_words(one_text: Run) -> None:
     assert repr(found) == (
         f"<slm.Explanation: 10 predicted tokens, loss {found.loss:.4f}, perplexity {found.perplexity:.2f}>"
     )
+
+
+@pytest.mark.filterwarnings("ignore:only 1 step")
+def test_what_is_no_run_or_tells_labels_is_not_explained(many_texts: Run, one_text: Run) -> None:
+    with pytest.raises(slm.UserError, match=r"5 is no run: give a slm\.Run, or the folder or URL of one"):
+        slm.explain(5, "the")  # type: ignore[arg-type]
+    labelled = [(text, text[0]) for text in make_text(600).splitlines()[:60] * 2]
+    labels = slm.train(labelled, task="classification", **{**SMALL, "max_seq_len": 64, "max_steps": 1})
+    with pytest.raises(slm.UserError, match="this model tells labels, and expects no next token"):
+        slm.explain(labels, "the")
+    with pytest.raises(slm.UserError, match="the text has one token, and nothing stands before it"):
+        slm.explain(one_text, "t")
+    assert slm.explain(many_texts, "t").num_predicted == 1

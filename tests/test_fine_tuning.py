@@ -13,6 +13,7 @@ from conftest import SMALL, make_text
 from test_resume import stop_after
 
 import slm
+import slm.config
 from slm import reading
 from slm.config import RECIPES, UserError
 from slm.data.tasks import Task
@@ -415,3 +416,168 @@ def test_of_a_long_other_text_a_part_tells_enough(home: Path, monkeypatch: pytes
     run = tuned(home, also_evaluate=home / "text.txt")
     assert run.data is not None and run.data.also is not None
     assert sum(int((targets != -100).sum()) for _, targets in run.data.also.dataset) <= 64 + 16
+
+
+def learned(tmp_path: Path, **changes: Any) -> Path:
+    """The folder of a base with a vector for each of 16 positions."""
+    slm.train([make_text(600)], model_dir=tmp_path / "learned", **{**SMALL, "val_fraction": 0.3, **changes})
+    return tmp_path / "learned"
+
+
+def test_a_base_with_learned_positions_is_tuned_in_its_own_window(tmp_path: Path) -> None:
+    base = learned(tmp_path)
+    assert slm.train([make_text(400)], init_from=base, **TUNED).model.config.max_seq_len == 16
+    long = [("the " * 9, "a"), *PAIRS]  # longer than it can look
+    run = slm.train(long * 2, init_from=base, task="pairs", **TUNED)
+    assert run.model.config.max_seq_len == 16
+    assert run.data is not None and any("left out, longer than max_seq_len = 16" in line for line in run.data.found)
+
+
+def test_what_a_base_can_look_at_it_goes_on_to(home: Path, tmp_path: Path) -> None:
+    tuned(home, max_seq_len=160, model_dir=tmp_path / "long")
+    assert tuned(home, "pairs", init_from=tmp_path / "long").model.config.max_seq_len == 160
+
+
+def test_dropout_may_differ_from_that_of_the_base_and_what_is_the_same_may_be_said(home: Path) -> None:
+    run = tuned(home, dropout=0.3, embed_dim=16, norm="layernorm")
+    assert run.model.config.dropout == 0.3 and run.resolved["dropout"] == 0.3
+
+
+def test_the_preset_of_fine_tuning_goes_with_the_optimizer_of_the_base(home: Path, tmp_path: Path) -> None:
+    base = slm.load(home / "base")
+    run = tuned(home, max_steps=None, plan_only=True)
+    assert run.resolved["epochs"] == 3 and run.resolved["optimizer"] == base.resolved["optimizer"]
+    learned(tmp_path, optimizer="muon", learning_rate=1e-2)
+    assert tuned(home, init_from=tmp_path / "learned", plan_only=True).resolved["optimizer"] == "muon"
+
+
+def test_the_vocabulary_of_ids_is_that_of_the_base(tmp_path: Path) -> None:
+    slm.train([*range(50)] * 40, model_dir=tmp_path / "ids", **{k: v for k, v in SMALL.items() if k != "tokenizer"})
+    run = slm.train([*range(20)] * 60, init_from=tmp_path / "ids", **TUNED)
+    assert run.model.config.vocab_size == 50
+
+
+def test_a_base_without_a_tokenizer_reads_no_examples_either(tmp_path: Path) -> None:
+    slm.train(model_dir=tmp_path / "dummy", **{**SMALL, "vocab_size": 50})
+    with pytest.raises(UserError, match="has no tokenizer"):
+        slm.train(PAIRS, init_from=tmp_path / "dummy", task="pairs", **TUNED)
+
+
+def test_labels_of_the_base_that_the_new_examples_lack_are_kept(home: Path, tmp_path: Path) -> None:
+    three = [*LABELLED, *((f"dog {a}", "none") for a in "abcdefgh")]
+    slm.train(three, init_from=home / "base", model_dir=tmp_path / "three", task="classification", **TUNED)
+    for name, rows in (("new.jsonl", LABELLED), ("val.jsonl", three[-3:])):
+        (tmp_path / name).write_text("".join(json.dumps({"text": t, "label": one}) + "\n" for t, one in rows))
+    run = slm.train(
+        tmp_path / "new.jsonl", val_data=tmp_path / "val.jsonl", init_from=tmp_path / "three", task="classification",
+        model_dir=tmp_path / "run", **TUNED,
+    )  # fmt: skip
+    assert run.task is not None and run.task.labels == ("even", "none", "odd")
+    assert slm.evaluate(tmp_path / "run").yardsticks  # type: ignore[union-attr]
+
+
+def test_a_file_of_a_model_is_another_text_as_its_folder_is(home: Path) -> None:
+    folder, file = (tuned(home, max_steps=2, also_evaluate=home / "base" / name) for name in ("", "model.pt"))
+    losses = [run.history.evaluations[-1]["also_val_loss"] for run in (folder, file) if run.history]
+    assert losses[0] == losses[1]
+
+
+def test_of_another_text_no_more_is_read_than_of_the_own(home: Path) -> None:
+    run = tuned(home, also_evaluate=home / "text.txt", val_tokens=64, max_steps=2)
+    assert run.data is not None and run.data.also is not None
+    assert sum(int((targets != -100).sum()) for _, targets in run.data.also.dataset) <= 64 + 16
+
+
+def test_a_run_that_is_no_text_of_the_model_is_not_evaluated_on(home: Path, tmp_path: Path) -> None:
+    slm.train(home / "text.txt", model_dir=tmp_path / "byte", **{**ROPE, "tokenizer": "byte"})
+    slm.train([make_text(300)], model_dir=tmp_path / "python", **ROPE)
+    for name, told in (
+        ("byte", "that run has another tokenizer. Name a text"),
+        ("python", "was trained on data given in Python, which a run does not store. Name a text"),
+    ):
+        with pytest.raises(UserError, match=told):
+            tuned(home, also_evaluate=tmp_path / name)
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps({"source": s, "target": t}) + "\n" for s, t in PAIRS))
+    slm.train(pairs, init_from=home / "base", model_dir=tmp_path / "first", task="pairs", **TUNED)
+    with pytest.raises(UserError, match="that run learned no text that this model reads"):
+        tuned(home, "pairs", init_from=tmp_path / "first", also_evaluate=tmp_path / "first")
+
+
+def test_a_run_whose_other_text_is_gone_with_its_base_goes_on_without_it(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "base", tmp_path / "base")
+    settings = {"init_from": tmp_path / "base", "also_evaluate": tmp_path / "base", "model_dir": tmp_path / "run"}
+    tuned(home, should_stop=stop_after(5), **settings)
+    shutil.rmtree(tmp_path / "base")
+    with pytest.warns(UserWarning, match="from here on the other text is not evaluated"):
+        run = tuned(home, **settings)
+    assert run.history is not None and "also_val_loss" not in run.history.evaluations[-1]
+
+
+def test_only_the_base_of_a_run_is_stood_for(home: Path, tmp_path: Path) -> None:
+    settings = {"model_dir": tmp_path / "run"}
+    tuned(home, should_stop=stop_after(5), **settings)
+    with pytest.raises(UserError, match=r"init_from: .*nowhere.* does not exist"):
+        tuned(home, init_from=tmp_path / "nowhere", **settings)
+
+
+def test_adapters_do_not_stand_for_their_base(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "base", tmp_path / "base")
+    settings = {"init_from": tmp_path / "base", "trainable": "lora", "model_dir": tmp_path / "run"}
+    tuned(home, should_stop=stop_after(5), **settings)
+    shutil.rmtree(tmp_path / "base")
+    with pytest.raises(
+        UserError, match=r"^init_from: .* does not exist.* Name the folder of a run, its URL, or a model\.pt"
+    ):
+        tuned(home, **settings)
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [({"path": "base"}, "is damaged: it does not say beside which model its LoRA stands"), ([], "is damaged")],
+)
+def test_adapters_that_do_not_say_beside_what_they_stand_are_damaged(
+    home: Path, tmp_path: Path, table: Any, told: str
+) -> None:
+    tuned(home, trainable="lora", model_dir=tmp_path / "run", max_steps=2)
+    content = slm.storage.load_file(str(tmp_path / "run" / "model.pt"))
+    content["made_with"]["base"] = table
+    torch.save(content, tmp_path / "damaged.pt")
+    with pytest.raises(UserError, match=told):
+        slm.load(tmp_path / "damaged.pt")
+
+
+def test_where_the_other_text_lies_is_kept_for_another_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    run = tuned(home, also_evaluate="text.txt", plan_only=True)
+    assert run.resolved["also_evaluate"] == (str(home / "text.txt"),)
+
+
+def test_the_name_of_a_base_that_is_gone_may_be_written_in_two_ways(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(home / "base", tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    tuned(home, init_from="base", model_dir=tmp_path / "run", should_stop=stop_after(5))
+    shutil.rmtree(tmp_path / "base")
+    run = tuned(home, init_from=tmp_path / "base", model_dir=tmp_path / "run")
+    assert run.history is not None and run.history.resumed_from == 5
+
+
+def test_a_shorter_window_keeps_the_first_positions(tmp_path: Path) -> None:
+    config = slm.ModelConfig(vocab_size=11, embed_dim=8, num_heads=2, num_layers=1, max_seq_len=9, positions="learned")
+    base = slm.LanguageModel(config)
+    tokens = torch.randint(0, 11, (2, 5))
+    shorter = grown(base, slm.config.dataclasses.replace(config, max_seq_len=5), None)
+    torch.testing.assert_close(shorter(tokens), base(tokens))
+
+
+def test_the_tokenizer_of_the_base_is_told_as_that_of_the_run(home: Path) -> None:
+    assert tuned(home, max_steps=1).resolved["tokenizer"] == slm.load(home / "base").resolved["tokenizer"] == "char"
+
+
+def test_a_head_of_fewer_labels_is_made_for_all_of_the_new_ones(home: Path, tmp_path: Path) -> None:
+    tuned(home, "classification", model_dir=tmp_path / "two", max_steps=1)
+    three = [*LABELLED, *((f"dog {a}", "none") for a in "abcdefgh")]
+    run = slm.train(three, init_from=tmp_path / "two", **{**TUNED, "task": "classification", "max_steps": 1})
+    assert run.task is not None and run.task.labels == ("even", "none", "odd")

@@ -24,10 +24,12 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 import slm
 from slm import ending as ending_module
+from slm import run as run_module
 from slm import writing
 from slm.config import FIELDS, PRESETS, RunOptions
 from slm.data.prepared import PreparedData
 from slm.data.splits import load_data
+from slm.display import Display
 from slm.header import header, warn
 from slm.metrics import evaluate
 from slm.model.generation import NewTokens
@@ -35,7 +37,9 @@ from slm.settings import layered
 from slm.storage import checkpoint, files
 from slm.training import background
 from slm.training import device as device_module
+from slm.training.deadline import Deadline
 from slm.training.remote import RemoteRun
+from slm.training.saving import RunFolder
 
 TIMING = {"tokens_per_second", "elapsed_seconds", "mfu"}
 pytestmark = pytest.mark.filterwarnings("ignore:only 12 steps")
@@ -762,3 +766,157 @@ def test_what_befalls_the_yardsticks_costs_the_table_and_not_the_run(
     assert f"no yardsticks: {error or type(error).__name__}" in capsys.readouterr().out
     names = inspect.signature(run.generate).parameters
     assert {"prompt", "max_new_tokens", "temperature", "top_p", "stop", "seed"} <= set(names)
+
+
+def test_must_needs_a_folder(text: str) -> None:
+    with pytest.raises(slm.UserError, match="resume = 'must': there is no model_dir to go on from"):
+        slm.train([text], resume="must", **SMALL)
+
+
+@pytest.mark.parametrize("path", ["", "gs:/bucket/run"])
+def test_a_path_that_is_none_is_told_so(path: str) -> None:
+    with pytest.raises(slm.UserError, match=r"is empty: give a file|is neither local nor a URL"):
+        slm.load(path)
+
+
+def test_what_a_model_file_alone_tells_is_saved_with_it(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slm.train([text], model_dir=tmp_path / "run", **SMALL)
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "model.pt").write_bytes((tmp_path / "run" / "model.pt").read_bytes())
+    run = slm.load(tmp_path / "alone" / "model.pt")
+    run.save(tmp_path / "saved")
+    (record,) = records_of(tmp_path / "saved")
+    assert record["val_loss"] == run.metrics["val_loss"]
+    monkeypatch.chdir(tmp_path / "run")
+    here = slm.load("model.pt").recorded
+    assert (here.name, len(here.records)) == (".", len(records_of(tmp_path / "run")))
+
+
+def test_what_cannot_be_sent_when_a_run_is_saved_is_an_error(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise files.StorageError("the bucket burns.")
+
+    monkeypatch.setattr(background, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(RemoteRun, "push", fail)
+    with pytest.raises(OSError, match="the bucket burns"):
+        slm.train([text], **SMALL).save("memory://burning/saved")
+
+
+@pytest.mark.filterwarnings("ignore:the plan reads")
+def test_the_memory_that_is_checked_is_that_of_a_micro_batch(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(run_module, "check_memory", lambda config, size, window, device: seen.append(size) or 1)
+    for sizes in ({"micro_batch_size": 2}, {}, {"batch_size": 10**6}):
+        run = slm.train([text], **{**SMALL, **sizes}, plan_only=True)
+    assert run.data is not None
+    assert seen[:2] == [2, 8] and seen[2] <= len(run.data.train_dataset)
+
+
+def test_a_run_on_ids_has_no_tokenizer_in_its_settings() -> None:
+    no_tokenizer = {name: value for name, value in SMALL.items() if name != "tokenizer"}
+    assert "tokenizer" not in slm.train([*range(20)] * 40, **no_tokenizer).resolved
+
+
+def test_a_header_tells_from_where_a_run_goes_on(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    steps = iter(range(100))
+    slm.train([text], model_dir=tmp_path / "run", should_stop=lambda: next(steps) >= 5, **SMALL)
+    capsys.readouterr()
+    slm.train([text], model_dir=tmp_path / "run", **{**SMALL, "quiet": False})
+    assert "from step 5" in capsys.readouterr().out
+
+
+def test_samples_that_are_asked_for_are_drawn_in_silence_too_and_others_are_not(text: str) -> None:
+    asked, free = (slm.train([text], **{**SMALL, **more}) for more in ({"sample_every": 5}, {}))
+    assert asked.history is not None and free.history is not None
+    assert [one for one in asked.history.records if "sample" in one]
+    assert not [one for one in free.history.records if "sample" in one]
+
+
+def test_minutes_keep_some_seconds_for_the_end_and_one_at_least_for_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = layered({"max_minutes": 1.0, "quiet": True}, "keyword")
+    for left, seconds in ((60.0, 60 - ending_module.reserved_seconds(60, "language_model")), (-5.0, 1.0)):
+        monkeypatch.setattr(Deadline, "left", lambda self, left=left: left)
+        config = run_module._for_now(settings.train, settings, Deadline(60.0))
+        assert config.max_minutes == pytest.approx(seconds / 60)
+    assert ending_module.reserved_seconds(60, "language_model") == pytest.approx(0.5 + 0.4 * 3.0)
+
+
+def test_a_repetition_with_another_torch_is_warned_of(tmp_path: Path, text_file: str) -> None:
+    slm.train(text_file, model_dir=tmp_path / "run", **SMALL)
+    config = tmp_path / "run" / "config.toml"
+    config.write_text(config.read_text().replace(f'torch = "{torch.__version__}"', 'torch = "0.1"'))
+    with pytest.warns(
+        UserWarning, match=r"was made with torch 0\.1, this one with .*losses may differ in the last digits"
+    ):
+        slm.train(repeat=tmp_path / "run", model_dir=None, quiet=True)
+
+
+def test_a_text_to_validate_on_is_found_from_another_folder(
+    tmp_path: Path, text_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = slm.train("text.txt", val_data="text.txt", plan_only=True, **SMALL)
+    assert run.resolved["val_data"] == (str(tmp_path / "text.txt"),)
+
+
+def test_what_a_folder_was_prepared_with_is_what_the_settings_say(tmp_path: Path, text_file: str) -> None:
+    slm.prepare(text_file, out=tmp_path / "tokens", tokenizer="char", val_fraction=0.3)
+    no_tokenizer = {name: value for name, value in SMALL.items() if name != "tokenizer"}
+    run = slm.train(tmp_path / "tokens", plan_only=True, **no_tokenizer)
+    assert (run.resolved["val_fraction"], run.resolved["tokenizer"].rpartition("/")[2]) == (0.3, "char")
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_the_last_sample_begins_as_a_document_does(several: bool, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts: list[str] = []
+    monkeypatch.setattr(slm.Run, "generate", lambda self, prompt, **_: prompts.append(prompt) or "x")
+    slm.train(text.splitlines() if several else [text], **{**SMALL, "quiet": False})
+    assert prompts == ["" if several else "\n"]
+
+
+@pytest.mark.filterwarnings("ignore:only 2 steps")
+def test_the_table_of_yardsticks_has_all_that_is_known_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr(Display, "yardsticks", lambda self, found, own: shown.append((found, own)))
+    run = slm.train("stories:50KB", **{**SMALL, "quiet": False, "max_steps": 2})
+    ((found, own),) = shown
+    assert (own.loss, own.bits_per_byte, own.accuracy) == tuple(
+        run.metrics[name] for name in ("val_loss", "val_bits_per_byte", "val_accuracy")
+    )
+    assert run.data is not None and run.data.source_bits_per_byte in [one.bits_per_byte for one in found]
+
+
+def test_random_tokens_have_no_yardsticks() -> None:
+    run = slm.train(**{**SMALL, "vocab_size": 50, "quiet": False})
+    assert run.history is not None and not any("yardsticks" in record for record in run.history.records)
+
+
+def test_what_a_run_of_random_tokens_was_trained_on_is_read_again(tmp_path: Path) -> None:
+    run = slm.train(model_dir=tmp_path / "run", **{**SMALL, "vocab_size": 50})
+    found = slm.evaluate(tmp_path / "run", with_yardsticks=False)
+    assert found.loss.value == pytest.approx(run.metrics["val_loss"], rel=1e-5)
+
+
+def test_how_often_and_how_many_checkpoints_are_kept_is_as_asked(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Any, Any]] = []
+    init = RunFolder.__init__
+
+    def remember(self: RunFolder, *path: Any, **settings: Any) -> None:
+        seen.append((settings.get("save_every"), settings.get("keep_last")))
+        init(self, *path, **settings)
+
+    monkeypatch.setattr(RunFolder, "__init__", remember)
+    slm.train([text], model_dir=tmp_path / "run", save_every=3, keep_last=1, **SMALL)
+    assert seen == [(3, 1)]
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
+def test_what_is_diagnosed_is_told_at_the_end(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[list[str]] = []
+    monkeypatch.setattr(Display, "summary", lambda *_, diagnosis, **__: told.append(diagnosis))
+    run = slm.train([text], **{**SMALL, "quiet": False})
+    assert told == [[f"{one.title}. {one.advice} {one.flag}" for one in ending_module.diagnose(run.recorded)]] != [[]]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,11 @@ import torch
 from conftest import SMALL
 
 import slm
-from slm import ending
+from slm import answering, dial, ending
 from slm.cli import evaluate as evaluate_command
 from slm.cli import generate as generate_command
 from slm.cli.train import main
-from slm.config import FIELDS, UserError
+from slm.config import FIELDS, TaskConfig, UserError
 from slm.data.examples import given_examples, split_examples
 from slm.data.stories import translate
 from slm.data.story_tasks import story_examples
@@ -419,7 +421,7 @@ def test_a_run_with_minutes_goes_on_after_a_stop(tmp_path: Path, task: str) -> N
     slm.train(data, model_dir=tmp_path / "run", should_stop=lambda: next(calls) >= 5, **settings, **sizes)
     calls = iter(range(10**6))
     run = slm.train(data, model_dir=tmp_path / "run", should_stop=lambda: next(calls) >= 5, **settings, **sizes)
-    assert run.history is not None and run.history.resumed_from == 5 and run.step >= 10
+    assert run.history is not None and run.history.resumed_from == 5 and run.history.step >= 10
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "bpe"])
@@ -550,3 +552,287 @@ def test_a_line_that_is_too_long_does_not_end_the_others(
     told = capsys.readouterr()
     assert len(told.out.splitlines()) == 2
     assert "source 0 has" in told.err
+
+
+def test_a_share_of_tokens_is_dropped_as_the_settings_say() -> None:
+    assert run_of("classification", max_steps=1).model.token_dropout == TaskConfig().token_dropout
+    assert run_of("classification", max_steps=1, token_dropout=0.4).model.token_dropout == 0.4
+
+
+def test_files_of_targets_are_found_from_another_folder(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home)
+    first = slm.train(
+        "a.en", target_file="a.de", model_dir=tmp_path / "run", **{**SIZES, "task": "pairs", "max_steps": 2}
+    )
+    monkeypatch.chdir(tmp_path)
+    again = slm.train(repeat=tmp_path / "run", model_dir=None)
+    assert again.metrics["val_loss"] == first.metrics["val_loss"]
+
+
+def test_each_validation_file_has_its_own_targets(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "v.en").write_text("one cat\n")
+    (tmp_path / "v.de").write_text("Katze eins\n")
+    own = {"val_data": tmp_path / "v.en", "target_file": [home / "a.de", tmp_path / "v.de"]}
+    run = slm.train(home / "a.en", **own, **{**SIZES, "task": "pairs", "max_steps": 2})
+    assert run.data is not None and run.data.val_examples is not None
+    assert run.data.val_examples.outputs == ["Katze eins"]
+
+
+def test_a_run_of_aligned_files_is_evaluated_on_a_table_and_the_other_way_round(home: Path, tmp_path: Path) -> None:
+    aligned = {**SIZES, "task": "pairs", "max_steps": 2, "target_file": home / "a.de"}
+    slm.train(home / "a.en", model_dir=tmp_path / "run", **aligned)
+    for folder, data, how in (
+        (tmp_path / "run", home / "pairs.jsonl", {}),
+        (home / "pairs", home / "a.en", {"target_file": [str(home / "a.de")]}),
+    ):
+        found = slm.evaluate(folder, data, with_yardsticks=False, **how)
+        assert found.num_examples == len(PAIRS)  # type: ignore[union-attr]
+
+
+def test_a_run_that_is_here_is_evaluated_on_the_examples_that_it_held_back() -> None:
+    run = run_of("pairs", max_steps=2)  # whose examples no file holds
+    found = slm.evaluate(run)
+    assert run.data is not None and run.data.val_examples is not None
+    assert found.num_examples == len(run.data.val_examples.inputs)  # type: ignore[union-attr]
+    assert found.text == f"the validation part of {run.data.name}" and found.yardsticks  # type: ignore[union-attr]
+
+
+def test_why_there_are_no_yardsticks_is_told(home: Path) -> None:
+    run = dataclasses.replace(slm.load(home / "labels"), resolved={})
+    found = slm.evaluate(run, [("one cat two", "cat")])
+    told = "no yardsticks, which learn from the training examples: this model does not say what it was trained on"
+    assert told in found.missing and not found.yardsticks  # type: ignore[union-attr]
+
+
+def test_an_evaluation_searches_as_it_is_told_else_as_the_run_does(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, float]] = []
+
+    def search(model: Any, prompts: Any, *, num_beams: int, length_penalty: float, **others: Any) -> Any:
+        seen.append((num_beams, length_penalty))
+        return beam_search(model, prompts, num_beams=num_beams, length_penalty=length_penalty, **others)
+
+    monkeypatch.setattr(answering, "beam_search", search)
+    run = slm.load(home / "pairs")
+    run.resolved = {**run.resolved, "num_beams": 2, "length_penalty": 0.5}
+    pairs = [("one cat", "Katze eins")]
+    slm.evaluate(run, pairs, with_yardsticks=False)
+    slm.evaluate(run, pairs, with_yardsticks=False, num_beams=3, length_penalty=0.0)
+    run.complete("one cat")
+    run.complete("one cat", num_beams=3, length_penalty=0.0)
+    assert seen == [(2, 0.5), (3, 0.0)] * 2
+
+
+def test_scores_of_a_part_say_how_many_examples_it_has(home: Path) -> None:
+    examples = given_examples(PAIRS, "source", "target")
+    assert score_task(slm.load(home / "pairs"), examples, most=5).text == f"{examples.name} (5 examples)"
+    assert score_task(slm.load(home / "pairs"), examples).text == examples.name
+
+
+def test_a_source_that_fills_the_window_has_no_room_for_a_target(home: Path) -> None:
+    run = slm.load(home / "pairs")
+    full, fits = "o" * (run.model.config.max_seq_len - 2), "o" * (run.model.config.max_seq_len - 3)
+    with pytest.raises(UserError, match=r"source 1 has 64 tokens, and this model looks at 64"):
+        run.complete([fits, full])
+    assert len(run.complete([fits])) == 1
+    found = slm.evaluate(run, [(full, "x"), (fits, "x")], with_yardsticks=False)
+    assert found.num_examples == 1  # type: ignore[union-attr]
+    with pytest.raises(UserError, match=r"no source of .* leaves room for a target in 64 tokens"):
+        slm.evaluate(run, [(full, "x")], with_yardsticks=False)
+
+
+def test_a_text_that_just_fits_is_not_cut(home: Path) -> None:
+    run = slm.load(home / "labels")
+    run.classify("o" * (run.model.config.max_seq_len - 2))  # with the tokens around it
+    with pytest.warns(UserWarning, match="1 text of 1 cut at the end"):
+        run.classify("o" * (run.model.config.max_seq_len - 1))
+
+
+@pytest.mark.parametrize("task", ["pairs", "classification"])
+def test_a_model_in_training_answers_without_dropout_and_stays_in_training(task: str) -> None:
+    run = run_of(task, dropout=0.5, max_steps=5)
+    answer = run.complete if task == "pairs" else run.classify
+    run.model.eval()
+    still = answer(["one cat two", "red dog"])
+    assert not run.model.training
+    run.model.train()
+    assert answer(["one cat two", "red dog"]) == still
+    assert run.model.training
+
+
+def test_what_is_no_text_is_refused_in_words(home: Path) -> None:
+    with pytest.raises(UserError, match="texts = 3, a int: must be a str, or a list of them"):
+        slm.load(home / "labels").classify(3)  # type: ignore[arg-type]
+
+
+def test_no_time_is_kept_for_the_scores_of_a_task() -> None:
+    assert ending.reserved_seconds(600, "pairs") == ending.reserved_seconds(600, "classification") == 0
+    assert ending.reserved_seconds(600, "language_model") > ending._SAMPLE_SECONDS
+
+
+def test_the_scores_take_a_small_part_of_the_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[tuple[int | None, float]] = []
+
+    def score(*arguments: Any, most: int | None, seconds: float, **others: Any) -> Any:
+        asked.append((most, seconds))
+        return score_task(*arguments, most=most, seconds=seconds, **others)
+
+    monkeypatch.setattr(ending, "score_task", score)
+    for task in ("pairs", "classification"):
+        run_of(task, max_steps=2, model_dir=tmp_path / task)
+    assert asked == [(50, 15.0), (1000, 15.0)]
+    for task, amounts in (
+        ("pairs", [(50 * 60.5, 60), (1e7, 1000)]),
+        ("classification", [(100, 1000), (4 * 2000.5, 2000)]),
+    ):
+        run = run_of(task, max_steps=2)
+        assert run.data is not None
+        for examples, most in amounts:
+            run.metrics["tokens_seen"] = examples * run.data.val_dataset.mean_length  # type: ignore[union-attr]
+            assert ending._num_scored(run, run.data) == most
+
+
+def test_nobody_waits_for_scores_that_nobody_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ending, "score_task", lambda *_, **__: pytest.fail("scored"))
+    run = run_of("pairs", max_steps=2)  # quiet, and without a folder
+    assert run.history is not None and not any("task_scores" in record for record in run.history.records)
+
+
+def test_the_scores_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    run_of("classification", max_steps=2, quiet=False)
+    assert "majority label" in capsys.readouterr().out
+
+
+def test_less_than_half_a_minute_is_too_little_to_plan() -> None:
+    with pytest.raises(UserError, match=r"max_minutes = 0\.4: must be at least 0\.5"):
+        slm.train("stories:20KB", task="pairs", max_minutes=0.4, plan_only=True)
+
+
+def test_the_plan_of_examples_reckons_with_their_mean_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    plan = dial.make_plan
+    monkeypatch.setattr(dial, "make_plan", lambda *some, **more: seen.append(more["context"]) or plan(*some, **more))
+    run = slm.train(
+        "stories:30KB",
+        task="pairs",
+        max_minutes=0.5,
+        plan_only=True,
+        quiet=True,
+        device="cpu",
+        precision="fp32",
+        threads=1,
+    )
+    assert run.data is not None
+    assert seen == [round(run.data.train_dataset.mean_length)] != [run.data.train_dataset.window]  # type: ignore[union-attr]
+
+
+def test_the_dummy_text_has_no_examples() -> None:
+    with pytest.raises(UserError, match="task = 'pairs' needs examples: name a table with data"):
+        slm.train("dummy", **{**SIZES, "task": "pairs"})
+
+
+def test_stories_stand_alone(home: Path) -> None:
+    with pytest.raises(UserError):
+        slm.train(
+            ["stories:20KB", str(home / "pairs.jsonl")] and [Path("stories:20KB"), home / "pairs.jsonl"],
+            **{**SIZES, "task": "pairs", "max_steps": 1},
+        )
+
+
+def test_the_bytes_of_examples_are_those_of_all_that_is_read() -> None:
+    for task, data in (("pairs", PAIRS), ("classification", LABELLED)):
+        run = run_of(task, max_steps=1)
+        assert run.data is not None
+        assert run.data.num_bytes == sum(
+            len(given.encode()) + len(out.encode()) * (task == "pairs") for given, out in data
+        )
+
+
+def test_a_window_has_at_most_512_positions_unless_somebody_asks_for_more() -> None:
+    run = slm.train(
+        [*PAIRS, ("x " * 120, "y " * 130), ("x " * 300, "y")] * 4, **{**SIZES, "task": "pairs", "max_steps": 1}
+    )
+    assert run.model.config.max_seq_len == 512
+    assert run.data is not None and any("longer than max_seq_len = 512" in line for line in run.data.found)
+
+
+def test_what_was_found_in_the_validation_examples_is_told(home: Path, tmp_path: Path) -> None:
+    pairs = [("one cat", "x" * 90), ("", "x"), ("a", "b")]
+    lines = "".join(json.dumps({"source": source, "target": target}) + "\n" for source, target in pairs)
+    (tmp_path / "val.jsonl").write_text(lines)
+    run = slm.train(
+        home / "pairs.jsonl",
+        val_data=tmp_path / "val.jsonl",
+        **{**SIZES, "task": "pairs", "max_steps": 1, "max_seq_len": 64},
+    )
+    assert run.data is not None
+    assert any(line.startswith("validation: ") for line in run.data.found), run.data.found
+    assert "1 pair left out, longer than max_seq_len = 64" in run.data.found
+
+
+def test_other_validation_examples_are_other_data() -> None:
+    first, second = (run_of("pairs", max_steps=1, val_data=[("one cat", out)]) for out in ("x", "y"))
+    assert first.made_with["data_fingerprint"] != second.made_with["data_fingerprint"]
+
+
+def test_a_text_is_learned_from_each_of_its_beginnings_and_scored_at_its_end() -> None:
+    run = run_of("classification", max_steps=1)
+    assert run.data is not None
+    for dataset, everywhere in ((run.data.train_dataset, True), (run.data.val_dataset, False)):
+        tokens = sum(len(dataset[place][0]) for place in range(len(dataset)))
+        assert dataset.num_targets == (tokens if everywhere else len(dataset))
+
+
+def test_as_many_examples_are_held_back_as_the_settings_say() -> None:
+    run = run_of("pairs", max_steps=1, val_fraction=0.5)
+    assert run.data is not None and run.data.val_examples is not None
+    assert 0.35 < len(run.data.val_examples.inputs) / len(PAIRS) < 0.65
+
+
+def test_another_tokenizer_is_other_data(home: Path) -> None:
+    char, byte = (run_of("pairs", max_steps=1, tokenizer=name) for name in ("char", "byte"))
+    assert char.made_with["data_fingerprint"] != byte.made_with["data_fingerprint"]
+
+
+def test_labels_are_not_in_the_vocabulary_of_texts() -> None:
+    run = slm.train(
+        [(text, label.upper()) for text, label in LABELLED], **{**SIZES, "task": "classification", "max_steps": 1}
+    )
+    assert run.tokenizer is not None and "N" not in run.tokenizer.to_json().replace("NF", "").split('"vocab"')[1]
+
+
+def test_a_run_with_a_tokenizer_json_is_evaluated_without_that_file(home: Path, tmp_path: Path) -> None:
+    tokenizer = slm.load(home / "pairs").tokenizer
+    assert tokenizer is not None
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_json())
+    own = {**SIZES, "task": "pairs", "max_steps": 1, "tokenizer": str(tmp_path / "tokenizer.json")}
+    slm.train(home / "pairs.jsonl", model_dir=tmp_path / "run", **own)
+    (tmp_path / "tokenizer.json").unlink()
+    assert slm.evaluate(tmp_path / "run").yardsticks  # type: ignore[union-attr]
+
+
+def test_blanks_around_what_is_written_are_no_part_of_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = slm.load(home / "pairs")
+    assert run.tokenizer is not None
+    ids = run.tokenizer.encode(" cat ")
+    ((best, *_),) = beam_search(run.model, [[0]], end_id=0)
+    monkeypatch.setattr(answering, "beam_search", lambda *_, **__: [[best._replace(ids=ids)]])
+    assert run.complete("one") == "cat"
+
+
+def test_examples_that_changed_are_no_more_those_of_the_run(home: Path, tmp_path: Path) -> None:
+    shutil.copy(home / "pairs.jsonl", tmp_path)
+    slm.train(tmp_path / "pairs.jsonl", model_dir=tmp_path / "run", **{**SIZES, "task": "pairs", "max_steps": 1})
+    with (tmp_path / "pairs.jsonl").open("a") as file:
+        file.write('{"source": "new", "target": "neu"}\n')
+    with pytest.raises(UserError, match="has changed since this run was trained on it: name examples with data"):
+        slm.evaluate(tmp_path / "run")
+
+
+def test_yardsticks_take_a_twentieth_of_the_minutes_or_of_what_the_steps_take(home: Path) -> None:
+    run = slm.load(home / "pairs")
+    assert ending._yardstick_seconds(run) < 0.1
+    run.resolved = {**run.resolved, "max_minutes": 2.0}
+    assert ending._yardstick_seconds(run) == pytest.approx(min(ending.FULL_SECONDS, 6.0))
+    assert ending._yardstick_seconds(run, 3.0) == 3.0

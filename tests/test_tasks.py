@@ -16,12 +16,12 @@ from slm.config import IGNORE_INDEX, ModelConfig, UserError
 from slm.data.batches import Batches, in_order
 from slm.data.example_dataset import ExampleDataset
 from slm.data.tasks import Encoder, Task
-from slm.data.tokenizer import Tokenizer, byte_tokenizer, train_bpe
+from slm.data.tokenizer import Tokenizer, byte_tokenizer, char_tokenizer, train_bpe
 from slm.metrics.evaluate import evaluate
 from slm.model import loss as loss_module
 from slm.model.classifier import Classifier, max_by_doubling
 from slm.model.loss import WithLoss, next_token_loss
-from slm.training.starting import class_weights_of
+from slm.training.starting import checksum, class_weights_of
 
 TEXTS = st.lists(st.text(max_size=12), min_size=1, max_size=8)
 
@@ -332,3 +332,54 @@ def test_a_classifier_has_no_output_layer_for_tokens() -> None:
     assert not [name for name, _ in model.named_parameters() if name.startswith("lm_head")]
     tied = slm.LanguageModel(small(tie_embeddings=True))
     assert set(model.state_dict()) - set(tied.state_dict()) == {"class_head.weight", "class_head.bias"}
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"name": "classification", "template": ["{text}", 3], "labels": ["a", "b"]},
+        {"name": "classification", "template": ["{text}"], "labels": [1, 2]},
+    ],
+)
+def test_a_task_of_numbers_is_refused(stored: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"task|template"):
+        Task.from_dict(stored)
+
+
+def test_a_template_takes_the_end_that_the_tokenizer_has() -> None:
+    tokenizer = char_tokenizer(["abc"])
+    foreign = Tokenizer.from_json(tokenizer.to_json().replace(tokenizer.end_name or "<|endoftext|>", "</s>"))
+    assert foreign.end_name == "</s>"
+    assert Task.pairs(foreign).template == ("</s>", "{source}", "<|target|>", "{target}", "</s>")
+    assert Task.classification(foreign, ["a", "b"]).template == ("</s>", "{text}", "</s>")
+
+
+def test_of_several_unknown_labels_the_first_in_order_is_told() -> None:
+    with pytest.raises(UserError, match=r"the label 'c' in a\.tsv"):
+        encoder_of("classification").labelled(["x"] * 3, ["d", "c", "a"], "a.tsv")
+
+
+def test_more_texts_than_are_encoded_at_once_keep_their_order() -> None:
+    texts = [str(number) for number in range(2500)]
+    encoder = encoder_of("pairs")
+    prompts = encoder.prompts(texts)
+    assert [encoder.tokenizer.decode(prompt[1:-1]) for prompt in prompts] == texts
+
+
+def test_no_pairs_at_all_are_not_too_long() -> None:
+    with pytest.raises(UserError, match="there is no example: nothing to learn from"):
+        encoder_of("pairs").pairs([], [])
+
+
+def test_a_text_of_just_the_window_is_not_cut() -> None:
+    encoder = encoder_of("classification", max_seq_len=4)
+    assert [encoder.labelled([text], ["a"], "a.tsv")[1] for text in ("ab", "abc")] == [0, 1]
+
+
+def test_weights_of_another_shape_have_another_checksum() -> None:
+    shapes = (torch.zeros(2, 3), torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.int32))
+    assert len({checksum({"weight": weights}) for weights in shapes}) == 3
+
+
+def test_the_tokens_of_a_template_are_each_told_once() -> None:
+    assert encoder_of("pairs").task.special_tokens == ("<|endoftext|>", "<|target|>")

@@ -115,7 +115,8 @@ def read_also(
 
 def _whole(names: tuple[str, ...], base: Saved, max_seq_len: int, on_progress: Progress) -> WholeText:
     if len(names) == 1 and (names[0].endswith(".pt") or files.exists(files.join(names[0], CONFIG))):
-        run = base if _is_same(names[0], base.path) else read_model(names[0])
+        is_base = not base.stands_for and _is_same(names[0], base.path)  # else it would be the run's own
+        run = base if is_base else read_model(names[0])
         found = read_again(run.resolved, run.made_with, run.tokenizer, on_progress)
         if isinstance(found, str):
             raise UserError(f"also_evaluate = {names[0]}: {found}. Name a text.")

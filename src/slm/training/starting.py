@@ -126,7 +126,7 @@ def read_base(path: str, previous: Previous | None = None) -> Saved:
     try:
         return read_whole_model(path)
     except FileNotFoundError as error:
-        began_with = previous and previous.checkpoint and previous.asked.get("init_from")
+        began_with = previous and previous.checkpoint and previous.resolved.get("init_from")
         is_its_own = bool(began_with) and absolute(str(began_with)) == absolute(path)
         if previous is None or not is_its_own or previous.resolved.get("trainable") == "lora":
             raise UserError(f"init_from: {error} Name the folder of a run, its URL, or a model.pt.") from error
