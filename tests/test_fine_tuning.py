@@ -277,6 +277,19 @@ def test_a_resumed_run_equals_the_unbroken_one(home: Path, tmp_path: Path, task:
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("trainable", ["all", "lora"])
+def test_a_run_goes_on_from_the_new_place_of_its_base(home: Path, tmp_path: Path, trainable: str) -> None:
+    settings = {"trainable": trainable, "model_dir": tmp_path / "run"}
+    whole = tuned(home, trainable=trainable)
+    shutil.copytree(home / "base", tmp_path / "base")
+    tuned(home, init_from=tmp_path / "base", should_stop=stop_after(5), **settings)
+    (tmp_path / "base").rename(tmp_path / "moved")
+    run = tuned(home, init_from=tmp_path / "moved", **settings)
+    assert run.history is not None and run.history.resumed_from == 5
+    assert same_bits(run, whole)
+    assert same_bits(slm.load(tmp_path / "run"), whole)
+
+
 def test_a_run_whose_base_changed_is_not_gone_on_with(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home / "base", tmp_path / "base")
     settings = {**TUNED, "init_from": tmp_path / "base", "model_dir": tmp_path / "run"}

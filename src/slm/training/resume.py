@@ -118,7 +118,7 @@ class Previous:
         asked_then = (self.resolved.get("epochs"), self.asked.get("max_steps"))
         if (values["epochs"], values["max_steps"]) == asked_then:
             self._refuse_if_ended()
-        unknown = {*_OF_THE_TEXT, *_FROM_THE_TEXT, *_LENGTH}
+        unknown = {*_OF_THE_TEXT, *_FROM_THE_TEXT, *_LENGTH, "init_from"}  # a base may have moved
         known = {name: value for name, value in values.items() if name not in unknown and value not in (None, "auto")}
         differences = _differences(self.resolved, known)
         if differences and values.get("data"):  # the cause, where a corpus brings settings of its own
@@ -128,9 +128,10 @@ class Previous:
     def check(self, resolved: Mapping[str, Any], made_with: Mapping[str, Any]) -> list[str]:
         """What differs and may, with its effect. Raises UserError where something differs that may not."""
         same_text = self.made_with.get("data_fingerprint") == made_with.get("data_fingerprint")
-        names = set(resolved) - set(_LENGTH) - (_OF_THE_TEXT if same_text else set())
-        differences = _differences(self.resolved, {name: resolved[name] for name in names})
         bases = [table.get("base", {}).get("checksum") for table in (self.made_with, made_with)]
+        moved = {"init_from"} if bases[0] == bases[1] else set()
+        names = set(resolved) - set(_LENGTH) - (_OF_THE_TEXT if same_text else set()) - moved
+        differences = _differences(self.resolved, {name: resolved[name] for name in names})
         if bases[0] != bases[1] and not any("init_from" in one for one in differences):
             differences.append("the model in init_from has changed")
         if not same_text and not any(name in difference for difference in differences for name in _OF_THE_TEXT):
