@@ -162,7 +162,7 @@ sys.exit(main())
         [sys.executable, "-c", script, *flags], cwd=tmp_path, env=environment(), capture_output=True, text=True
     )
     assert done.returncode in (130, 143), done.stderr
-    assert done.stderr.rstrip().endswith("stopped at once; the same command goes on from the newest checkpoint.")
+    assert done.stderr.rstrip().endswith("checkpoint, or begins anew where there is none.")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminal")

@@ -160,12 +160,6 @@ def test_what_does_not_fit_the_base_is_refused_before_the_first_step(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_rank_without_lora_is_refused(home: Path) -> None:
-    with pytest.raises(UserError, match="lora_rank = 4 is for trainable = 'lora'"):
-        tuned(home, lora_rank=4)
-    assert tuned(home, trainable="lora", lora_rank=4).resolved["lora_rank"] == 4
-
-
 @pytest.mark.parametrize("name", ["trainable", "also_evaluate"])
 def test_what_needs_a_base_is_refused_without_one(name: str) -> None:
     value = {"trainable": "lora", "also_evaluate": "x.txt"}[name]

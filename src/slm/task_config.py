@@ -93,8 +93,6 @@ class TaskConfig(Checked):
         for name, value in {"trainable": self.trainable, "also_evaluate": self.also_evaluate}.items():
             if value not in ("all", None) and self.init_from is None:
                 raise UserError(f"{name} = {value!r} needs a trained model to start from: name it with init_from.")
-        if self.lora_rank != 8 and self.trainable != "lora":
-            raise UserError(f"lora_rank = {self.lora_rank} is for trainable = 'lora': set that, too, or leave it out.")
         if self.also_evaluate and self.task == CLASSIFICATION:
             raise UserError(
                 "also_evaluate asks for the next token of a text, which a model with a class head cannot tell."
