@@ -312,9 +312,11 @@ def test_a_source_is_explained_with_the_target_that_the_model_writes(monkeypatch
             assert len(found.alternatives[place]) > 1
     assert f"The first {found.num_given} tokens are the source" in explanation_page(found, "a title")
     # One that it never ended fills the window, and has no end.
-    monkeypatch.setattr("slm.looking.complete", lambda run, source: ["e" * 100])
+    monkeypatch.setattr("slm.looking.complete", lambda run, source, max_new_tokens: ["e" * 100])
     assert slm.explain(run, word).tokens[-1] == "e"
     assert len(slm.explain(run, word).tokens) == run.model.config.max_seq_len
+    with pytest.raises(slm.UserError, match="the text is empty: give a source"):
+        slm.explain(run, " ")
 
 
 def test_the_first_token_has_a_probability_where_texts_have_a_beginning(one_text: Run, many_texts: Run) -> None:

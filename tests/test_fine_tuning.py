@@ -91,6 +91,10 @@ def test_examples_reach_as_far_as_a_base_that_looks_farther_than_a_new_model_wou
     run = slm.train(long, init_from=tmp_path / "base", task="pairs", **{**TUNED, "max_steps": 1, "batch_size": 2})
     assert run.model.config.max_seq_len == 600
     assert run.data is not None and run.data.train_dataset.window == 40 * 14 + 6
+    longer = [(f"{source}{source}", target) for source, target in long] + long
+    cut = slm.train(longer, init_from=tmp_path / "base", task="pairs", **{**TUNED, "max_steps": 1, "batch_size": 2})
+    assert cut.model.config.max_seq_len == 600 and cut.data is not None  # not the next multiple of 64
+    assert any("longer than max_seq_len = 600" in line for line in cut.data.found)
 
 
 def test_lora_cannot_teach_an_end_that_the_tokenizer_lacks(home: Path, tmp_path: Path) -> None:
@@ -282,6 +286,19 @@ def test_a_run_goes_on_from_the_new_place_of_its_base(home: Path, tmp_path: Path
     assert run.history is not None and run.history.resumed_from == 5
     assert same_bits(run, whole)
     assert same_bits(slm.load(tmp_path / "run"), whole)
+
+
+def test_the_text_of_a_base_that_moved_is_evaluated_on_from_its_new_place(home: Path, tmp_path: Path) -> None:
+    whole = tuned(home, also_evaluate=home / "base")
+    shutil.copytree(home / "base", tmp_path / "base")
+    places = [{"init_from": tmp_path / name, "also_evaluate": tmp_path / name} for name in ("base", "moved")]
+    tuned(home, model_dir=tmp_path / "run", should_stop=stop_after(5), **places[0])
+    (tmp_path / "base").rename(tmp_path / "moved")
+    run = tuned(home, model_dir=tmp_path / "run", **places[1])
+    assert run.metrics["also_val_loss"] == whole.metrics["also_val_loss"]
+    tuned(home, model_dir=tmp_path / "other", also_evaluate=home / "base", should_stop=stop_after(5))
+    with pytest.raises(UserError, match="also_evaluate was"):
+        tuned(home, model_dir=tmp_path / "other", also_evaluate=home / "text.txt")
 
 
 def test_a_run_whose_base_changed_is_not_gone_on_with(home: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import os
 
 from slm.answering import complete, encoder_of
 from slm.config import UserError
-from slm.metrics.explain import Explanation, explain_tokens
+from slm.metrics.explain import Explanation, explain_tokens, most_tokens
 from slm.run import Run, load
 from slm.task_config import PAIRS
 
@@ -36,9 +36,13 @@ def explain(run: Run | str | os.PathLike[str], text: str) -> Explanation:
             "this model has no tokenizer, for it was trained on dummy tokens or on token ids: it cannot read text."
         )
     if run.task:
-        encoder = encoder_of(run, PAIRS)
-        row = encoder.row(text, complete(run, text)[0])[: encoder.max_seq_len]  # a target that filled it has no end
-        return explain_tokens(run.model, row, run.tokenizer, begins=True, given=len(encoder.prompts([text])[0]))
+        if not text.strip():
+            raise UserError("the text is empty: give a source.")
+        encoder, most = encoder_of(run, PAIRS), most_tokens(run.model.config)
+        given = len(encoder.prompts([text])[0])
+        target = complete(run, text, max_new_tokens=max(1, most - given))[0]
+        row = encoder.row(text, target)[: max(most, given + 1)]  # a target that fills it has no end
+        return explain_tokens(run.model, row, run.tokenizer, begins=True, given=given)
     ids = run.tokenizer.encode(text)
     if not ids:
         raise UserError("the text is empty: give one of at least one token.")

@@ -186,8 +186,8 @@ def train(
     and one of int is token ids, as are arrays and tensors. val_data takes the same.
     `settings` are those of `slm-train --help_all`, by the same names. Nothing is written unless model_dir is given, but
     for the tokens of large texts, which are kept in a cache (docs/your-data.md).
-    on_log is given each record of metrics.jsonl as a dict; should_stop is asked before each step. The stop button of a
-    notebook ends training and returns the run so far. Raises UserError and OSError.
+    on_log is given each record of metrics.jsonl as a dict; should_stop is asked before each step and while answers are
+    scored. The stop button of a notebook ends training and returns the run so far. Raises UserError and OSError.
     """
     keys, given, val_given = as_settings(data, settings)
     settings_of_run = layered(keys, "keyword", defaults={"model_dir": None})

@@ -79,7 +79,8 @@ def _seen(examples: Examples, train: Examples | None) -> list[str]:
     """What is to be told of examples that the model learned from."""
     learned = set(train.inputs) if train else set()
     number = sum(one in learned for one in examples.inputs)
-    return [f"{number:,} of them are among the training examples, so that the scores are too good"] if number else []
+    are = "is" if number == 1 else "are"
+    return [f"{number:,} of them {are} among the training examples, so that the scores are too good"] if number else []
 
 
 def _own(run: Run, on_progress: Progress, *, needed: bool) -> PreparedData | str:

@@ -133,7 +133,7 @@ class Interruption:
         return 128 + (self.signal or 0)
 
     def should_stop(self) -> bool:
-        """True once a signal has come; asked by the training loop before each step."""
+        """True once a signal has come; asked before each step, and while answers are scored."""
         self._in_steps = True
         return self.signal is not None
 

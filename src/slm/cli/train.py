@@ -43,6 +43,8 @@ def make_parser(*, everything: bool, task: str | None = None) -> Parser:
     settings = layered({"task": task}, "flag") if task in TASKS else layered({}, "flag")
     values = flat(settings.data, settings.task, settings.model, settings.train)
     preset = {name: values[name] for name, layer in settings.origins.items() if layer in (RECIPE, TASK)}
+    if TASK in settings.origins.values():
+        preset["max_seq_len"] = "what the examples need"
     add_fields(parser, FIELDS.values(), everything=everything, groups=groups, preset=preset)
     return parser
 

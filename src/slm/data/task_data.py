@@ -119,7 +119,7 @@ def load_task_data(
     longest = max(train_set.window, val_set.window)
     found = [*train.found, *(f"validation: {line}" for line in val.found if val.found != train.found)]
     found += _lost(task, train_lost + val_lost, encoder.max_seq_len)
-    digest = hashlib.sha256(f"{train.fingerprint} {val.fingerprint} {tokenizer.to_json()}".encode())
+    digest = hashlib.sha256(f"{train.fingerprint} {val.fingerprint} {task.template} {tokenizer.to_json()}".encode())
     return PreparedData(
         train_dataset=train_set,
         val_dataset=val_set.part(min(config.val_tokens, EVALUATED_TOKENS)),
@@ -133,7 +133,7 @@ def load_task_data(
         task=task,
         train_examples=train,
         val_examples=val,
-        max_seq_len=max_seq_len or -(-longest // _STEP) * _STEP,
+        max_seq_len=max_seq_len or min(encoder.max_seq_len, -(-longest // _STEP) * _STEP),
     )
 
 

@@ -40,6 +40,7 @@ _MEASURED = ("device", "precision", "threads", "compile")
 _LENGTH = ("epochs", "max_steps")
 _OF_THE_TEXT = {field.name for field in dataclasses.fields(DataConfig)} - {"mask_documents", "val_tokens"}
 _FROM_THE_TEXT = {"vocab_size", "document_start"}  # known once it is read
+_OF_THE_BASE = ("init_from", "also_evaluate")  # which may have moved
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Previous:
         asked_then = (self.resolved.get("epochs"), self.asked.get("max_steps"))
         if (values["epochs"], values["max_steps"]) == asked_then:
             self._refuse_if_ended()
-        unknown = {*_OF_THE_TEXT, *_FROM_THE_TEXT, *_LENGTH, "init_from"}  # a base may have moved
+        unknown = {*_OF_THE_TEXT, *_FROM_THE_TEXT, *_LENGTH, *_OF_THE_BASE}
         known = {name: value for name, value in values.items() if name not in unknown and value not in (None, "auto")}
         differences = _differences(self.resolved, known)
         if differences and values.get("data"):  # the cause, where a corpus brings settings of its own
@@ -129,7 +130,8 @@ class Previous:
         """What differs and may, with its effect. Raises UserError where something differs that may not."""
         same_text = self.made_with.get("data_fingerprint") == made_with.get("data_fingerprint")
         bases = [table.get("base", {}).get("checksum") for table in (self.made_with, made_with)]
-        moved = {"init_from"} if bases[0] == bases[1] else set()
+        has_moved = bases[0] == bases[1] and self.resolved.get("init_from") != resolved.get("init_from")
+        moved = set(_OF_THE_BASE) if has_moved else set()
         names = set(resolved) - set(_LENGTH) - (_OF_THE_TEXT if same_text else set()) - moved
         differences = _differences(self.resolved, {name: resolved[name] for name in names})
         if bases[0] != bases[1] and not any("init_from" in one for one in differences):
