@@ -524,3 +524,17 @@ def test_jumps_on_the_way_to_all_labels_right_are_no_trouble(
     ending = {"step": 600, "status": "finished", "message": ""}
     run = Recorded("run", [best, ending], {"task": "classification", "max_steps": 600}, {"task": task})
     assert ("learning rate too high" in [one.name for one in diagnose(run)]) == is_told
+
+
+@pytest.mark.parametrize(("accuracy", "advice"), [(1.0, "--data a.tsv more.tsv"), (0.99, "--max_steps 1200")])
+def test_who_gets_all_labels_right_is_not_told_to_train_longer(accuracy: float, advice: str) -> None:
+    task = {"name": "classification", "template": ["{text}"], "labels": ["a", "b"]}
+    found = [
+        {"step": step, "epoch": 1, "val_loss": 60 / step, "val_accuracy": accuracy, "val_perplexity": 1.0}
+        for step in range(30, 601, 30)
+    ]
+    asked = {"task": "classification", "max_steps": 600, "data": ["a.tsv"]}
+    run = Recorded("run", [*found, {"step": 600, "status": "finished", "message": ""}], asked, {"task": task}, asked)
+    assert [one.name for one in diagnose(run)] == ([] if accuracy == 1 else ["underfitting"])
+    flags = [one.flag for one in diagnose(run)] or [diagnosis.next_step(run).flag]
+    assert flags == [advice]

@@ -48,6 +48,7 @@ TASK_PRESETS: dict[str, dict[str, Any]] = {
         "vocab_size": 4096,
         "embed_dim": 64,
         "hidden_dim": 256,
+        "tie_embeddings": False,  # there is no output layer to share a table with
         "dropout": 0.2,
         "learning_rate": 3e-3,
     },

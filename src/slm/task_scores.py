@@ -11,7 +11,7 @@ from slm.config import FIELDS, DataConfig, TaskConfig, UserError
 from slm.data.counts import many
 from slm.data.examples import Examples
 from slm.data.prepared import PreparedData
-from slm.data.task_data import read_all
+from slm.data.task_data import learned, read_all
 from slm.metrics.labels import score_labels
 from slm.metrics.task_evaluation import Beside, Example, TaskEvaluation, metrics_of
 from slm.metrics.task_yardsticks import label_yardsticks, text_yardsticks
@@ -71,16 +71,8 @@ def evaluate_task(
         run.model.to(home)
     missing = (f"no yardsticks, which learn from the training examples: {own}",) if isinstance(own, str) else ()
     if names or given is not None:
-        missing = (*missing, *examples.found[1:], *_seen(examples, train))
+        missing = (*missing, *examples.found[1:], *(learned(examples, train, task.task) if train else ()))
     return dataclasses.replace(found, missing=(*found.missing, *missing))
-
-
-def _seen(examples: Examples, train: Examples | None) -> list[str]:
-    """What is to be told of examples that the model learned from."""
-    learned = set(train.inputs) if train else set()
-    number = sum(one in learned for one in examples.inputs)
-    are = "is" if number == 1 else "are"
-    return [f"{number:,} of them {are} among the training examples, so that the scores are too good"] if number else []
 
 
 def _own(run: Run, on_progress: Progress, *, needed: bool) -> PreparedData | str:

@@ -46,12 +46,16 @@ def read_examples(
     if val_given is None and not val_names:
         return split_examples(train, config.val_fraction, stratify=task.task == CLASSIFICATION)
     val = read_all(val_names, targets[len(names) :], val_given, task, config.text_field, on_progress)
+    return train, dataclasses.replace(val, found=(*val.found, *learned(val, train, task.task))), f"all of {val.name}"
+
+
+def learned(examples: Examples, train: Examples, task: str) -> list[str]:
+    """What is to be told where some of the examples are among those of the training."""
     known = set(train.inputs)
-    if seen := sum(one in known for one in val.inputs):
-        what = many(seen, "source" if task.task == PAIRS else "text")
-        told = f"{what} of the validation {'is' if seen == 1 else 'are'} among those of the training"
-        train = dataclasses.replace(train, found=(*train.found, f"{told}, so that its scores are too good"))
-    return train, val, f"all of {val.name}"
+    number = sum(one in known for one in examples.inputs)
+    what = many(number, "source" if task == PAIRS else "text")
+    are = "is" if number == 1 else "are"
+    return [f"{what} {are} among those of the training, so that the scores are too good"] if number else []
 
 
 def read_all(

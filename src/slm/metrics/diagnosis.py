@@ -49,6 +49,9 @@ def next_step(run: Recorded) -> Finding:
     if run.status in ("not ended", "interrupted"):
         told = "Let it finish: the same command goes on where it stopped. In a script, make sure of that with"
         return Finding("unfinished", "Not finished", "", told, "--resume must")
+    if _all_right(run):
+        told = "Each validation example got its label: only more of them would tell where it errs. Add some:"
+        return Finding("more data", "Healthy", "", told, more_data(run))
     if run.resolved.get("init_from"):
         return next_step_from_base(run)
     if minutes := run.resolved.get("max_minutes"):
@@ -61,6 +64,11 @@ def next_step(run: Recorded) -> Finding:
     what = learned_from(run)
     told = f"The loss has nearly stopped falling, so a larger model or more {what} would learn more. Double the width:"
     return Finding("larger", "Healthy", "", told, f"--embed_dim {2 * run.resolved.get('embed_dim', 128)}")
+
+
+def _all_right(run: Recorded) -> bool:
+    """Whether each validation example got its label."""
+    return run.task == CLASSIFICATION and run.best is not None and run.best["val_accuracy"] == 1
 
 
 def _diverged(run: Recorded) -> Iterator[Finding]:
@@ -78,8 +86,7 @@ def _diverged(run: Recorded) -> Iterator[Finding]:
 
 def _learning_rate_too_high(run: Recorded) -> Iterator[Finding]:
     """Jumps of the loss, gradients far beyond the limit, or a loss that stays at that of token counts."""
-    all_right = run.task == CLASSIFICATION and run.best is not None and run.best["val_accuracy"] == 1
-    signs = [] if all_right else _signs_of_high(run)  # jumps on the way to all labels right did no harm
+    signs = [] if _all_right(run) else _signs_of_high(run)  # jumps on the way to all labels right did no harm
     if signs and run.status != "diverged":
         told = "; ".join(signs)
         yield Finding(
@@ -176,7 +183,7 @@ def _usual_change(run: Recorded) -> float:
 def _underfitting(run: Recorded) -> Iterator[Finding]:
     """val_loss was still falling at the end."""
     points = [(x, y) for x, y in curve(run.evaluations, "val_loss") if math.isfinite(y)]
-    if run.status != "finished" or not _is_falling(run, points):
+    if run.status != "finished" or _all_right(run) or not _is_falling(run, points):
         return
     if any(True for rule in (_learning_rate_too_high, _learning_rate_too_low) for _ in rule(run)):
         return
